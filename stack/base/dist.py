@@ -1,0 +1,107 @@
+"""Processes of one job: who am I, and the process group they talk through. The only reader of the environment.
+
+A job runs as one process, or as the processes that torchrun (or torchx) starts. torch is imported inside the
+functions that need it, so that asking for the rank costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from stack.base.errors import MachineError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The place of this process in the job, as the launcher tells it."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    attempt: int = 0
+    launched: bool = False
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that speaks and writes for all."""
+        return self.rank == 0
+
+
+def world() -> World:
+    """Reads the launcher's variables; a process started by hand is alone in its world.
+
+    Raises: `MachineError` where only a part of the variables is set, or a value is no number or out of range.
+    """
+    if "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:
+        return World()
+    found = World(
+        rank=_number("RANK"),
+        size=_number("WORLD_SIZE"),
+        local_rank=_number("LOCAL_RANK", default="0"),
+        attempt=_number("TORCHELASTIC_RESTART_COUNT", default="0"),
+        launched=True,
+    )
+    if not 0 <= found.rank < found.size:
+        raise MachineError(
+            f"RANK={found.rank} must be below WORLD_SIZE={found.size}: start the processes with torchrun"
+        )
+    return found
+
+
+def home_cache() -> str:
+    """Folder for files that may be deleted at any time: `$XDG_CACHE_HOME` or `~/.cache`."""
+    return os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+
+
+def own_device() -> torch.device:
+    """This process's accelerator (`cuda:<local rank>`), or the CPU where there is none."""
+    import torch
+
+    return torch.device("cuda", world().local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@contextmanager
+def process_group(*, device: torch.device, timeout_seconds: float = 1800.0) -> Iterator[World]:
+    """Joins the job's process group (nccl and gloo on CUDA, gloo on CPU) and leaves it at the end of the block.
+
+    Alone in its world, a process gets a group of one with a store of its own: no port, no network. Under a launcher
+    the store is prefixed by the number of the restart: the agent keeps one store over restarts, and without the prefix
+    a restarted rank reads the address of a dead one ("connectFullMesh failed ... Connection refused").
+    """
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import HashStore, PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    here = world()
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    timeout = timedelta(seconds=timeout_seconds)
+    if here.launched:
+        store, _, _ = next(iter(rendezvous("env://", timeout=timeout)))
+        store = PrefixStore(f"attempt-{here.attempt}", store)
+    else:
+        store = HashStore()
+    dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=timeout)
+    try:
+        yield here
+    finally:
+        dist.destroy_process_group()
+
+
+def _number(name: str, *, default: str | None = None) -> int:
+    text = os.environ.get(name, default)
+    if text is None or not text.isdecimal():
+        raise MachineError(
+            f"the environment variable {name}={text!r} must be a whole number: start the processes with torchrun"
+        )
+    return int(text)

@@ -1,0 +1,133 @@
+"""Files and folders that exist only when complete: written aside, flushed to disk, renamed into place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from stack.base.errors import DataError
+
+ASIDE = ".aside-"
+"""Names that begin so are unfinished work: readers ignore them, `remove_leftovers` deletes them."""
+_BLOCK_BYTES = 1 << 20
+
+
+def safe_join(root: Path, name: str) -> Path:
+    """`root / name` for a relative name out of a manifest.
+
+    Raises: `DataError` where the name is absolute, has a `..`, or leads out of `root` through a link.
+    """
+    relative = PurePosixPath(name)
+    path = root / relative
+    if not name or "\\" in name or "\0" in name or relative.is_absolute() or ".." in relative.parts:
+        raise DataError(f"the name {name!r} does not stay inside {root}: it must be relative and have no '..'")
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"the name {name!r} leads out of {root} through a link")
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or a folder's list of names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all; an existing one is replaced."""
+    aside = _aside(path)
+    try:
+        with aside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file whole or not at all; an existing one is replaced."""
+    write_bytes(path, text.encode())
+
+
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """Gives an empty folder beside `path`; at the end of a block that did not raise it becomes `path`.
+
+    Everything in it is flushed first. An existing `path` is replaced whole: it is renamed away, the new folder
+    renamed in, the old one deleted; a reader sees the old, for an instant none, then the new, never a mixture.
+    A block that raises leaves `path` as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(path)
+    aside.mkdir()
+    try:
+        yield aside
+        _sync_tree(aside)
+        replace_folder(aside, path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def replace_folder(aside: Path, path: Path) -> None:
+    """Renames the complete folder `aside` to `path` on the same disk, replacing a folder that is there."""
+    old = _aside(path)
+    if path.exists():
+        path.rename(old)
+    try:
+        aside.rename(path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        raise
+    sync(path.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def remove_leftovers(folder: Path) -> list[str]:
+    """Deletes unfinished work right below `folder` and returns its names, sorted.
+
+    Only for a folder with one writer: the work of one that still runs would be deleted under it.
+    """
+    if not folder.is_dir():
+        return []
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.startswith(ASIDE))
+    for name in names:
+        leftover = folder / name
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+    return names
+
+
+def _aside(path: Path) -> Path:
+    return path.parent / f"{ASIDE}{path.name}-{uuid.uuid4().hex[:8]}"
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(parent) / name)
+        sync(Path(parent))

@@ -1,0 +1,1 @@
+"""What the program says while it works: lines, progress, figures."""
