@@ -61,6 +61,16 @@ def home_cache() -> str:
     return os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 
 
+def completion_line() -> str:
+    """The command line that a shell asks to complete, as far as it is typed."""
+    return os.environ.get("COMP_LINE", "")
+
+
+def replace_completion_line(line: str) -> None:
+    """Changes what Hydra's completion will read as the command line."""
+    os.environ["COMP_LINE"] = line
+
+
 def own_device() -> torch.device:
     """This process's accelerator (`cuda:<local rank>`), or the CPU where there is none."""
     import torch
@@ -78,7 +88,7 @@ def process_group(*, device: torch.device, timeout_seconds: float = 1800.0) -> I
     """
     import torch
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import HashStore, PrefixStore
+    from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]  # not in the stubs' __all__
     from torch.distributed.rendezvous import rendezvous
 
     here = world()

@@ -1,0 +1,194 @@
+"""The whole configuration of a job as one tree of dataclasses, and its way from the command line. The only Hydra file.
+
+Each group of options is a dataclass beside its owner; `configs/<group>/<choice>.yaml` holds values only. A group
+whose choices have different dataclasses (another source of data has other options) is listed in `CHOICES`; its YAML
+begins with
+
+    defaults:
+      - /schema/data@_here_: events
+      - _self_
+
+What Hydra would let pass is refused here: unknown keys also where they are added with `+`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar, cast
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from stack.base.errors import ConfigError
+from stack.base.run import RunConfig
+
+Choices = Mapping[str, Mapping[str, type]]
+
+
+@dataclass(kw_only=True)
+class Job:
+    """All options of all verbs. Each verb reads the groups it needs."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+CHOICES: Choices = {}
+"""Groups whose choices have dataclasses of their own: group -> choice -> dataclass (a subclass of the group's type)."""
+
+T = TypeVar("T")
+
+
+class Action(Protocol):
+    """What a verb does with its configuration."""
+
+    def __call__(self, job: Job, /) -> None: ...
+
+
+def configs_folder() -> Path:
+    """The folder of YAML files: inside the package when it is installed from a wheel, beside it in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+class Composer(Generic[T]):
+    """Composes `config.yaml` of a folder, with overrides, into an object of the dataclass `root`."""
+
+    def __init__(self, *, root: type[T], choices: Choices, folder: Path) -> None:
+        self._root = root
+        self._folder = folder.resolve()
+        store = ConfigStore.instance()
+        store.store(name="schema", node=root)
+        for group, classes in choices.items():
+            for choice, node in classes.items():
+                store.store(group=f"schema/{group}", name=choice, node=node)
+
+    def compose(self, overrides: Sequence[str]) -> T:
+        """The job that `overrides` describe (Hydra's grammar: `run.seed=3`, `data=events`, `+experiment=demo`).
+
+        Raises: `ConfigError` in one line for an unknown key or choice, a value of the wrong type or out of its limits.
+        """
+        try:
+            with hydra.initialize_config_dir(config_dir=str(self._folder), version_base="1.3"):
+                config = hydra.compose(config_name="config", overrides=list(overrides))
+            _refuse_unknown(config, self._root, "")
+            _refuse_missing(config)
+            return cast(T, OmegaConf.to_object(config))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_one_line(error)) from error
+        except ConfigError:
+            raise
+        except ValueError as error:  # a check in some dataclass's __post_init__
+            raise ConfigError(str(error)) from error
+
+    def launch(self, verb: str, arguments: Sequence[str], action: Action) -> None:
+        """Does what the arguments after a verb say: overrides, and Hydra's own flags."""
+        parser = get_args_parser()
+        flags = parser.parse_args(list(arguments))
+        asked = {name for name, value in vars(flags).items() if value and name != "overrides"}
+        if not asked:
+            action(cast(Job, self.compose(flags.overrides)))
+            return
+        if "multirun" in asked:
+            for overrides in _sweep(flags.overrides):
+                self.compose(overrides)
+        elif not asked & {"help", "hydra_help", "shell_completion", "version"}:
+            self.compose(flags.overrides)
+        self._hand_over(verb, arguments, action)
+
+    def _hand_over(self, verb: str, arguments: Sequence[str], action: Action) -> None:
+        """Runs Hydra's own entry point, which answers its flags and runs sweeps."""
+
+        def run(config: DictConfig) -> None:
+            action(cast(Job, OmegaConf.to_object(config)))
+
+        before = sys.argv
+        sys.argv = [f"stack {verb}".strip(), *arguments]
+        try:
+            hydra.main(version_base="1.3", config_path=str(self._folder), config_name="config")(run)()
+        finally:
+            sys.argv = before
+
+
+def launch(verb: str, arguments: Sequence[str]) -> None:
+    """Composes the job for `verb` and runs it."""
+    Composer(root=Job, choices=CHOICES, folder=configs_folder()).launch(verb, arguments, lambda job: ACTIONS[verb](job))
+
+
+def save(job: Job) -> str:
+    """The job as YAML, to keep beside a run; `load` reads it back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(job))
+
+
+ACTIONS: Mapping[str, Action] = {}
+"""What each verb does. The functions import their owners when called, so that `stack ingest` never loads torch."""
+
+
+def _sweep(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """The overrides of each job of a sweep (`a=1,2`), as Hydra's basic sweeper would split them."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(_one_line(error)) from error
+    for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
+        yield from (list(job) for job in batch)
+
+
+def _refuse_unknown(config: DictConfig, kind: type, path: str) -> None:
+    """Raises `ConfigError` for the first key of the tree that its dataclass does not have."""
+    known = [one.name for one in fields(kind)]
+    for name in map(str, config):
+        if name not in known:
+            raise ConfigError(_unknown_key(f"{path}{name}", path, known))
+        if OmegaConf.is_missing(config, name):
+            continue
+        child = config._get_node(name)
+        if isinstance(child, DictConfig) and not child._is_none():
+            inner = OmegaConf.get_type(child)
+            if inner is not None and is_dataclass(inner):
+                _refuse_unknown(child, inner, f"{path}{name}.")
+
+
+def _unknown_key(key: str, path: str, known: Sequence[str]) -> str:
+    where = f"{path.rstrip('.')!r} knows" if path else "known groups"
+    return f"unknown option {key!r}; {where}: {', '.join(sorted(known))}"
+
+
+def _refuse_missing(config: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(f"the option {missing[0]!r} has no value and no default: give it as {missing[0]}=...")
+
+
+def _one_line(error: HydraException | OmegaConfBaseException) -> str:
+    """Says what Hydra or OmegaConf found wrong, in one line that names the key and the way out."""
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the option {error.override!r}: write it as name=value, quoted where it has spaces or '='"
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        known = ", ".join(sorted(error.options)) or "none"
+        return f"unknown choice {choice!r} for {group!r}; known: {known}"
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        parent = cause.parent_node
+        if isinstance(parent, DictConfig) and cause.key is not None and cause.key not in parent:
+            path = cause.full_key.removesuffix(str(cause.key))
+            return _unknown_key(cause.full_key, path, [str(name) for name in parent if name != "hydra"])
+        return f"{cause.full_key}: {_first_line(cause)}"
+    return _flat(str(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0]
+
+
+def _flat(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
