@@ -14,10 +14,10 @@ What Hydra would let pass is refused here: unknown keys also where they are adde
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -45,12 +45,6 @@ CHOICES: Choices = {}
 """Groups whose choices have dataclasses of their own: group -> choice -> dataclass (a subclass of the group's type)."""
 
 T = TypeVar("T")
-
-
-class Action(Protocol):
-    """What a verb does with its configuration."""
-
-    def __call__(self, job: Job, /) -> None: ...
 
 
 def configs_folder() -> Path:
@@ -83,19 +77,22 @@ class Composer(Generic[T]):
             _refuse_missing(config)
             return cast(T, OmegaConf.to_object(config))
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_one_line(error)) from error
+            raise ConfigError(_one_line(error, overrides)) from error
         except ConfigError:
             raise
         except ValueError as error:  # a check in some dataclass's __post_init__
-            raise ConfigError(str(error)) from error
+            given = f" (options given: {' '.join(overrides)})" if "Config group override" in str(error) else ""
+            raise ConfigError(f"{error}{given}") from error
 
-    def launch(self, verb: str, arguments: Sequence[str], action: Action) -> None:
+    def launch(self, verb: str, arguments: Sequence[str], action: Callable[[T], None]) -> None:
         """Does what the arguments after a verb say: overrides, and Hydra's own flags."""
         parser = get_args_parser()
-        flags = parser.parse_args(list(arguments))
+        flags, unknown = parser.parse_known_args(list(arguments))
+        if unknown:
+            raise ConfigError(f"unknown flag {unknown[0]!r}: `stack {verb} --help` shows the flags there are")
         asked = {name for name, value in vars(flags).items() if value and name != "overrides"}
         if not asked:
-            action(cast(Job, self.compose(flags.overrides)))
+            action(self.compose(flags.overrides))
             return
         if "multirun" in asked:
             for overrides in _sweep(flags.overrides):
@@ -104,18 +101,31 @@ class Composer(Generic[T]):
             self.compose(flags.overrides)
         self._hand_over(verb, arguments, action)
 
-    def _hand_over(self, verb: str, arguments: Sequence[str], action: Action) -> None:
+    def _hand_over(self, verb: str, arguments: Sequence[str], action: Callable[[T], None]) -> None:
         """Runs Hydra's own entry point, which answers its flags and runs sweeps."""
 
         def run(config: DictConfig) -> None:
-            action(cast(Job, OmegaConf.to_object(config)))
+            try:
+                action(cast(T, OmegaConf.to_object(config)))
+            except Exception as error:
+                raise _PastHydra(error) from error
 
         before = sys.argv
         sys.argv = [f"stack {verb}".strip(), *arguments]
         try:
             hydra.main(version_base="1.3", config_path=str(self._folder), config_name="config")(run)()
+        except _PastHydra as carrier:
+            raise carrier.error from None
         finally:
             sys.argv = before
+
+
+class _PastHydra(BaseException):
+    """Carries a verb's error past Hydra, which would print it in its own way and exit with status 1."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
 
 
 def launch(verb: str, arguments: Sequence[str]) -> None:
@@ -128,7 +138,7 @@ def save(job: Job) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(job))
 
 
-ACTIONS: Mapping[str, Action] = {}
+ACTIONS: Mapping[str, Callable[[Job], None]] = {}
 """What each verb does. The functions import their owners when called, so that `stack ingest` never loads torch."""
 
 
@@ -137,7 +147,7 @@ def _sweep(overrides: Sequence[str]) -> Iterator[list[str]]:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(_one_line(error, overrides)) from error
     for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
         yield from (list(job) for job in batch)
 
@@ -168,7 +178,7 @@ def _refuse_missing(config: DictConfig) -> None:
         raise ConfigError(f"the option {missing[0]!r} has no value and no default: give it as {missing[0]}=...")
 
 
-def _one_line(error: HydraException | OmegaConfBaseException) -> str:
+def _one_line(error: HydraException | OmegaConfBaseException, overrides: Sequence[str]) -> str:
     """Says what Hydra or OmegaConf found wrong, in one line that names the key and the way out."""
     if isinstance(error, OverrideParseException):
         return f"cannot read the option {error.override!r}: write it as name=value, quoted where it has spaces or '='"
@@ -176,19 +186,22 @@ def _one_line(error: HydraException | OmegaConfBaseException) -> str:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         known = ", ".join(sorted(error.options)) or "none"
         return f"unknown choice {choice!r} for {group!r}; known: {known}"
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        parent = cause.parent_node
-        if isinstance(parent, DictConfig) and cause.key is not None and cause.key not in parent:
-            path = cause.full_key.removesuffix(str(cause.key))
-            return _unknown_key(cause.full_key, path, [str(name) for name in parent if name != "hydra"])
-        return f"{cause.full_key}: {_first_line(cause)}"
-    return _flat(str(error))
+    if str(error).startswith("Ambiguous value"):
+        option = str(error).splitlines()[0].partition("'")[2].removesuffix("'")
+        return f"the option {option!r} is a sweep: add --multirun, or quote the value"
+    cause = _omegaconf_cause(error)
+    if cause is None or not cause.full_key:
+        lines = (line.strip() for line in str(error).splitlines())
+        return f"{'; '.join(line for line in lines if line)} (options given: {' '.join(overrides) or 'none'})"
+    parent = cause.parent_node
+    if isinstance(parent, DictConfig) and cause.key is not None and cause.key not in parent:
+        path = cause.full_key.removesuffix(str(cause.key))
+        return _unknown_key(cause.full_key, path, [str(name) for name in parent if name != "hydra"])
+    return f"{cause.full_key}: {str(cause).splitlines()[0]}"
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0]
-
-
-def _flat(text: str) -> str:
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+def _omegaconf_cause(error: BaseException | None) -> OmegaConfBaseException | None:
+    """The first error of OmegaConf in the chain of causes: it knows the key."""
+    while error is not None and not isinstance(error, OmegaConfBaseException):
+        error = error.__cause__ or error.__context__
+    return error

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import MISSING
 
-from stack.base.errors import ConfigError
+from stack.base.errors import ConfigError, DataError
 from stack.base.run import RunConfig
 from stack.job import Composer
 
@@ -56,7 +56,8 @@ class Root:
 
 CHOICES = {"data": {"shop": ShopConfig, "events": EventsConfig}}
 FILES = {
-    "config.yaml": "defaults: [schema, data: shop, ingest: default, _self_, experiment: null]\n"
+    "config.yaml": "defaults: [schema, data: shop, ingest: default, _self_, experiment: null,\n"
+    "  override hydra/job_logging: none, override hydra/hydra_logging: none]\n"
     "hydra: {run: {dir: .}, sweep: {dir: '${run.dir}', subdir: .}, output_subdir: null, job: {chdir: false}}\n",
     "data/shop.yaml": "defaults: [{/schema/data@_here_: shop}, _self_]\nnum_weeks: 40\n",
     "data/events.yaml": "defaults: [{/schema/data@_here_: events}, _self_]\n",
@@ -115,14 +116,70 @@ def test_an_experiment_overrides_choices_and_values_across_groups(composer: Comp
         (["ingest.max_bad_share=2"], "ingest.max_bad_share=2.0 must be from 0 to 1"),
         (["run.name=a/b"], "run.name='a/b' must be letters, digits, '.', '_' or '-', and begin with a letter or digit"),
         (["run.name"], "cannot read the option 'run.name': write it as name=value, quoted where it has spaces or '='"),
-        (["run.seed=1,2"], "the option 'run.seed=1,2' is a sweep: add --multirun, or quote it"),
-        (["~ingest.engine"], ""),
-        (["ingest=3"], ""),
-        (["data=null"], ""),
-        (["run=null"], ""),
+        (["run.seed=1,2"], "the option 'run.seed=1,2' is a sweep: add --multirun, or quote the value"),
+        (["~ingest.engine"], "ingest.engine: IngestConfig (DictConfig) does not support deletion"),
+        (["ingest=3"], "Config group override must be a string or a list. Got int (options given: ingest=3)"),
+        (["data=null"], "Config group override must be a string or a list. Got NoneType (options given: data=null)"),
+        (["run=null"], "run: field 'run' is not Optional"),
     ],
 )
 def test_what_is_wrong_is_refused_in_one_line(composer: Composer[Root], overrides: Sequence[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         composer.compose(overrides)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("flag", ["--cfg", "--info"])
+def test_hydras_flags_answer_and_do_not_run_the_verb(
+    composer: Composer[Root], capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    composer.launch("ingest", [flag, {"--cfg": "job", "--info": "defaults"}[flag], "run.seed=7"], _never)
+    shown = capsys.readouterr().out
+    assert "seed: 7" in shown if flag == "--cfg" else "data/shop" in shown
+
+
+def test_multirun_runs_the_verb_once_for_each_value_and_leaves_no_folders(
+    composer: Composer[Root], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[object] = []
+    composer.launch("train", ["--multirun", "run.seed=1,2", "run.dir=all"], seen.append)
+    assert [job.run.seed for job in seen if isinstance(job, Root)] == [1, 2]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if "configs" not in path.parts) == [
+        "all",
+        "all/multirun.yaml",
+    ]
+
+
+def test_a_single_run_leaves_no_file_or_folder(
+    composer: Composer[Root], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    composer.launch("train", ["run.seed=1"], lambda job: None)
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_wrong_value_anywhere_in_a_sweep_is_refused_before_the_first_run(composer: Composer[Root]) -> None:
+    with pytest.raises(ConfigError, match="run.seed: Value 'x' of type 'str' could not be converted to Integer"):
+        composer.launch("train", ["--multirun", "run.seed=1,x"], _never)
+
+
+def test_an_error_of_the_verb_comes_through_a_sweep_unchanged(
+    composer: Composer[Root], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(job: object) -> None:
+        raise DataError("no such day")
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="^no such day$"):
+        composer.launch("train", ["--multirun", "run.seed=1,2"], fail)
+
+
+def test_an_unknown_flag_is_refused(composer: Composer[Root]) -> None:
+    with pytest.raises(ConfigError, match="unknown flag '--fast': `stack train --help` shows the flags there are"):
+        composer.launch("train", ["--fast"], _never)
+
+
+def _never(job: object) -> None:
+    raise AssertionError("the verb must not run")
