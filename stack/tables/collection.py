@@ -1,0 +1,144 @@
+"""Every lookup of a step, in one call: distinct rows are fetched once and shared by all who ask.
+
+TorchRec keeps a table apart for pooled and for sequence features, and its sequence lookup is the slow one on a CPU;
+so everything goes through one EmbeddingBagCollection with bags of at most one id, and widths may differ.
+
+Shape legend: N ids of one request, U distinct ids of a table, P ids per table after padding, D width of the table.
+
+A step that asks the table `item` for history and candidates::
+
+    requests["item"]   [3 7 7 9]  [7 2]                (3, 9 and 2 in history or candidates alone, 7 in both)
+    distinct           [2 3 7 9 . .]                   padded with empty bags to the longest of all tables
+    looked up          (P, D), of which (U, D) are used
+    gathered           (4, D)     (2, D)               their gradients meet again in the row of 7
+
+A row's gradient is therefore the sum over the step, and the fused optimizer updates each row at most once a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from stack.data.batch import Ids, Jagged
+from stack.data.schema import PADDING_ROW
+from stack.tables.config import TableSpec
+
+_PREFIX = "t_"  # a table named "type" would hide an attribute of the module that holds it
+
+
+class Tables(nn.Module):
+    """All embedding tables of a model.
+
+    Rows are allocated by `stack.tables.shard.shard`, not here. Ids below zero or beyond the table count as row 0, the
+    learned vector of an unknown id.
+    """
+
+    def __init__(self, specs: Sequence[TableSpec]) -> None:
+        super().__init__()
+        self.specs = {spec.name: spec for spec in specs}
+        self.collection = EmbeddingBagCollection(
+            device=torch.device("meta"),
+            tables=[
+                EmbeddingBagConfig(
+                    name=module_name(spec.name),
+                    num_embeddings=spec.num_rows,
+                    embedding_dim=spec.dim,
+                    feature_names=[spec.name],
+                    pooling=PoolingType.SUM,
+                    init_fn=_leave_to_sharding,
+                )
+                for spec in specs
+            ],
+        )
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Width by table."""
+        return {name: spec.dim for name, spec in self.specs.items()}
+
+    def forward(self, requests: Mapping[str, Sequence[Ids]]) -> dict[str, list[Tensor]]:
+        """Vectors for every request, by table and in the order asked.
+
+        A tensor of N ids gives (N, D). Jagged ids give the mean over each owner's ids, (owners, D), zeros for an owner
+        without any. With several processes every one must call this the same number of times.
+        """
+        distinct: dict[str, Tensor] = {}
+        positions: dict[str, Tensor] = {}
+        for name, spec in self.specs.items():
+            ids = _flat_ids(requests.get(name, ()), spec.num_rows)
+            distinct[name], positions[name] = torch.unique(ids, return_inverse=True)
+        looked_up = self._look_up(distinct)
+        return {name: _spread(looked_up[name], positions[name], asked) for name, asked in requests.items()}
+
+    def _look_up(self, distinct: dict[str, Tensor]) -> dict[str, Tensor]:
+        """(U, D) for the distinct ids of each table, through one call of the collection."""
+        names = list(distinct)
+        counts = [int(ids.shape[0]) for ids in distinct.values()]
+        device = distinct[names[0]].device
+        # TorchRec wants as many bags of each table, and row-wise sharding over gloo as many in each process.
+        num_bags = _largest_over_processes(max(counts), device)
+        bag = torch.arange(num_bags, device=device)
+        asked = KeyedJaggedTensor(
+            keys=names,
+            values=torch.cat(list(distinct.values())),
+            lengths=torch.cat([bag < count for count in counts]).to(torch.int32),
+            stride=num_bags,
+        )
+        vectors = self.collection(asked).to_dict()
+        return {name: vectors[name][:count] for name, count in zip(names, counts, strict=True)}
+
+
+def module_name(table: str) -> str:
+    """The table's name inside TorchRec."""
+    return _PREFIX + table
+
+
+def table_name(module: str) -> str:
+    """The inverse of `module_name`."""
+    return module.removeprefix(_PREFIX)
+
+
+def _flat_ids(asked: Sequence[Ids], num_rows: int) -> Tensor:
+    """All ids of a table's requests in one tensor, unknown ones as row 0."""
+    parts = [ids.values_N if isinstance(ids, Jagged) else ids for ids in asked]
+    ids = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+    return torch.where((ids < 0) | (ids >= num_rows), PADDING_ROW, ids)
+
+
+def _spread(rows_UD: Tensor, position: Tensor, asked: Sequence[Ids]) -> list[Tensor]:
+    """Hands each request its vectors; `position` says for all requests in turn which distinct row an id became."""
+    vectors: list[Tensor] = []
+    start = 0
+    for ids in asked:
+        count = int((ids.values_N if isinstance(ids, Jagged) else ids).shape[0])
+        own = position[start : start + count]
+        start += count
+        if isinstance(ids, Jagged):
+            offsets = functional.pad(torch.cumsum(ids.lengths, 0), (1, 0))
+            vectors.append(functional.embedding_bag(own, rows_UD, offsets, mode="mean", include_last_offset=True))
+        else:
+            vectors.append(rows_UD.index_select(0, own))
+    return vectors
+
+
+def _largest_over_processes(value: int, device: torch.device) -> int:
+    """The largest `value` of all processes, at least 1 (TorchRec has no empty batch)."""
+    value = max(value, 1)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    shared = torch.tensor(value, device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return int(shared)
+
+
+def _leave_to_sharding(weight: Tensor) -> Tensor:
+    """Rows get their first values in `stack.tables.shard`, where they do not depend on who holds them."""
+    return weight

@@ -1,0 +1,168 @@
+"""Lookups and updates against a plain matrix and row-wise Adagrad written out, on one and on two processes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from stack.base.dist import process_group
+from stack.base.errors import ConfigError, DataError
+from stack.data.batch import Jagged
+from stack.tables.collection import Tables
+from stack.tables.config import Placement, TablesConfig, TableSpec, table_specs
+from stack.tables.optim import TableOptimizer, fuse_optimizer, set_table_learning_rate
+from stack.tables.shard import dense_parameters, initialise_rows, shard, table_shards
+from tests.distributed.launch import run_ranks
+from tests.tables import worker
+
+
+def initial(spec: TableSpec) -> np.ndarray:
+    weight_ND = torch.empty(spec.num_rows, spec.dim)
+    initialise_rows(weight_ND, table=spec.name, first_row=0, seed=worker.SEED, init_range=worker.INIT_RANGE)
+    return weight_ND.numpy().astype(np.float64)
+
+
+def reference() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Weights and row-wise Adagrad sums by table, one row and one owner at a time."""
+    result = {spec.name: (initial(spec), np.zeros(spec.num_rows)) for spec in worker.SPECS}
+    for step in range(worker.NUM_STEPS):
+        history, candidate, kind, tags = worker.requests(step)
+        gradient = {name: np.zeros_like(weight) for name, (weight, _) in result.items()}
+        for owner in range(worker.NUM_OWNERS):
+            asked = [
+                ("item", [history[owner]]),
+                ("item", [candidate[owner]]),
+                ("type", [kind[owner]]),
+                ("tags", tags[owner]),
+            ]
+            for which, (name, ids) in enumerate(asked):
+                weight = result[name][0]
+                incoming = worker.targets(step, weight.shape[1], which)[owner]
+                for row in ids:
+                    gradient[name][row if 0 <= row < len(weight) else 0] += incoming / len(ids)
+        for name, (weight, total) in result.items():
+            for row in range(len(weight)):
+                total[row] += np.mean(gradient[name][row] ** 2)
+                weight[row] -= worker.LEARNING_RATE * gradient[name][row] / (np.sqrt(total[row]) + worker.EPS)
+    return result
+
+
+@pytest.fixture(scope="module")
+def ranks() -> dict[int, list[list[dict]]]:
+    """What each rank of one and of two processes holds after training."""
+    return {
+        size: [json.loads(output) for output in run_ranks("tests.tables.worker", world_size=size)] for size in (1, 2)
+    }
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_tables_equal_a_plain_matrix_with_row_wise_adagrad(ranks: dict, world_size: int) -> None:
+    shards = [rows for rank in ranks[world_size] for rows in rank]
+    for name, (weight, total) in reference().items():
+        parts = sorted((rows for rows in shards if rows["name"] == name), key=lambda rows: rows["first_row"])
+        np.testing.assert_allclose(np.concatenate([part["weight"] for part in parts]), weight, atol=2e-6)
+        np.testing.assert_allclose(np.concatenate([part["state"]["momentum1"] for part in parts]), total, rtol=1e-5)
+        assert {part["num_rows"] for part in parts} == {len(weight)}
+
+
+def test_two_processes_split_rows_in_blocks_and_whole_tables_by_placement(ranks: dict) -> None:
+    held = [{rows["name"]: (rows["first_row"], len(rows["weight"])) for rows in rank} for rank in ranks[2]]
+    assert held[0]["item"] == (0, 12)
+    assert held[1]["item"] == (12, 11)
+    assert ("type" in held[0]) != ("type" in held[1])
+
+
+def test_jagged_ids_give_means_and_zeros_for_owners_without_ids() -> None:
+    with process_group(device=torch.device("cpu")):
+        model = _sharded()
+        rows_ND = _rows(model, "item")
+        answer = model.module.tables(
+            {"item": [Jagged(values_N=torch.tensor([2, 5, 99]), lengths=torch.tensor([2, 0, 1]))]}
+        )
+        expected = torch.stack([(rows_ND[2] + rows_ND[5]) / 2, torch.zeros(8), rows_ND[0]])
+        torch.testing.assert_close(answer["item"][0], expected)
+
+
+def test_unknown_and_negative_ids_share_row_zero_and_unasked_tables_stay_as_they_were() -> None:
+    with process_group(device=torch.device("cpu")):
+        model = _sharded()
+        before = {name: _rows(model, name) for name in ("item", "tags")}
+        answer = model.module.tables({"item": [torch.tensor([0, -1, 23, 10**12])]})["item"][0]
+        torch.testing.assert_close(answer, before["item"][0].expand(4, 8))
+        answer.sum().backward()
+        moved = (_rows(model, "item") != before["item"]).any(1)
+        assert moved.tolist() == [True] + [False] * 22
+        assert torch.equal(_rows(model, "tags"), before["tags"])
+
+
+def test_no_ids_at_all_is_an_answer_too() -> None:
+    with process_group(device=torch.device("cpu")):
+        answer = _sharded().module.tables({"item": [torch.empty(0, dtype=torch.int64)], "type": []})
+        assert answer["item"][0].shape == (0, 8)
+        assert answer["type"] == []
+
+
+def test_a_new_learning_rate_holds_from_the_next_backward_pass() -> None:
+    with process_group(device=torch.device("cpu")):
+        model = _sharded()
+        set_table_learning_rate(model, 0.0)
+        before = _rows(model, "item")
+        model.module.tables({"item": [torch.tensor([3])]})["item"][0].sum().backward()
+        assert torch.equal(_rows(model, "item"), before)
+        set_table_learning_rate(model, 0.5)
+        model.module.tables({"item": [torch.tensor([3])]})["item"][0].sum().backward()
+        # the second gradient of ones: s = 1 + 1
+        torch.testing.assert_close(_rows(model, "item")[3], before[3] - 0.5 / np.sqrt(2.0))
+
+
+def test_dense_parameters_are_those_outside_the_tables() -> None:
+    with process_group(device=torch.device("cpu")):
+        assert list(dense_parameters(_sharded())) == ["scale"]
+
+
+def test_first_values_depend_on_the_row_and_not_on_who_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stack.tables.shard._INIT_BLOCK_ROWS", 8)
+    whole_ND = torch.empty(30, 4)
+    initialise_rows(whole_ND, table="item", first_row=0, seed=1, init_range=0.5)
+    for first, last in [(0, 3), (3, 8), (8, 16), (5, 29), (29, 30), (30, 30)]:
+        part_ND = torch.empty(last - first, 4)
+        initialise_rows(part_ND, table="item", first_row=first, seed=1, init_range=0.5)
+        assert torch.equal(part_ND, whole_ND[first:last])
+    assert whole_ND.abs().max() <= 0.5
+    assert whole_ND.unique().numel() == whole_ND.numel()
+
+
+def test_specs_take_dims_headroom_and_placements_from_the_configuration() -> None:
+    config = TablesConfig(dims={"item": 32}, headroom=0.1, placements={"shop": Placement.TABLE_WISE})
+    item, shop = table_specs(config, names=["item", "shop"], num_rows={"item": 101, "shop": 5, "user": 9})
+    assert item == TableSpec(name="item", num_rows=112, dim=32, placement=Placement.ROW_WISE)
+    assert shop == TableSpec(name="shop", num_rows=6, dim=16, placement=Placement.TABLE_WISE)
+    assert item.num_bytes == 112 * 33 * 4
+
+
+def test_bad_table_settings_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"tables\.dims: item=30 must be a positive multiple of 4"):
+        TablesConfig(dims={"item": 30})
+    with pytest.raises(ConfigError, match=r"tables\.headroom=-0\.1 must be"):
+        TablesConfig(headroom=-0.1)
+    with pytest.raises(ConfigError, match=r"tables\.init_range=0 must be above 0"):
+        TablesConfig(init_range=0)
+    with pytest.raises(ConfigError, match=r"tables\.placements names 'itm'; the dataset has the tables: item"):
+        table_specs(TablesConfig(placements={"itm": Placement.ROW_WISE}), names=["item"], num_rows={"item": 3})
+    with pytest.raises(DataError, match=r"no vocabulary for shop; it has: item"):
+        table_specs(TablesConfig(), names=["item", "shop"], num_rows={"item": 3})
+
+
+def _sharded() -> DistributedModelParallel:
+    tables = Tables(worker.SPECS)
+    fuse_optimizer(tables, optimizer=TableOptimizer.ROWWISE_ADAGRAD, learning_rate=0.1, eps=1e-8)
+    return shard(worker.Model(tables), device=torch.device("cpu"), seed=1, init_range=0.05)
+
+
+def _rows(model: DistributedModelParallel, name: str) -> torch.Tensor:
+    (rows,) = (rows for rows in table_shards(model) if rows.name == name)
+    return rows.weight_ND.clone()
