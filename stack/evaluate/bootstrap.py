@@ -8,15 +8,16 @@ Shape legend: E examples, U users, R replicates. Users are dense indices 0..U-1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from stack.evaluate.metrics import Array, Floats, entropy, user_aucs, user_sums, weights_or_ones
 
 CONFIDENCE = 0.95
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Statistic(Protocol):
@@ -101,8 +102,8 @@ def grouped_auc(
 
 
 def replicate(
-    statistics: Mapping[str, Statistic], *, num_users: int, num_replicates: int, seed: int
-) -> dict[str, Floats]:
+    statistics: Mapping[Key, Statistic], *, num_users: int, num_replicates: int, seed: int
+) -> dict[Key, Floats]:
     """Each statistic on each replicate, (R,); replicate r draws the same users for every statistic."""
     rng = np.random.default_rng(seed)
     values = {name: np.empty(num_replicates) for name in statistics}

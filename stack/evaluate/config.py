@@ -1,0 +1,35 @@
+"""What `stack evaluate` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stack.base.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    step: int | None = None
+    # the checkpoint to evaluate, by its step; null is the latest
+    first_day: str | None = None
+    # first held-out day, YYYY-MM-DD; null is the day after the last trained one
+    last_day: str | None = None
+    # last held-out day; null is the last prepared one
+    timelines_per_batch: int = 256
+    # users and days scored in one forward pass; memory grows with it
+    baselines: bool = True
+    # fit and score the baselines too
+    baseline_rows: int = 1_500_000
+    # examples that baselines learn from: the latest training days that reach it
+    num_replicates: int = 200
+    # bootstrap replicates of each interval
+    seed: int = 0
+    # seed of the bootstrap and of the learners
+    plots: bool = True
+    # draw reliability.png and gauc.png into the run folder
+
+    def __post_init__(self) -> None:
+        limits = {"timelines_per_batch": 1, "baseline_rows": 1, "num_replicates": 20, "seed": 0}
+        for name, least in limits.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"evaluate.{name}={getattr(self, name)} must be at least {least}")

@@ -1,0 +1,60 @@
+"""Runs a trained model over held-out days and keeps, per task, its scores with the examples they belong to.
+
+One process: evaluation is forward only and reads a few days, so it is not spread over ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stack.data.batch import Batch
+from stack.data.dataset import Dataset
+from stack.data.loader import Loader
+from stack.evaluate.metrics import Array
+from stack.evaluate.plans import plan_of
+from stack.evaluate.rows import Rows, concatenate, from_batch
+from stack.telemetry.progress import progress
+
+Scorer = Callable[[Batch], Mapping[str, Tensor]]
+"""A model in evaluation mode: by task, (E,) log-odds f(x) or (E, C) class scores of the task's examples in the
+batch, in their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """A task's scores and, line by line, the examples they are for."""
+
+    rows: Rows
+    score: Array
+
+
+def predict(
+    scorer: Scorer, dataset: Dataset, *, days: Sequence[str], tasks: Sequence[str], timelines_per_batch: int
+) -> dict[str, Predictions]:
+    """Scores every example of `tasks` on `days`, without gradients; tasks of one group share their rows."""
+    groups = {plan_of(task).group for task in tasks}
+    loader = Loader(
+        dataset, days=days, global_batch_size=timelines_per_batch, shuffle=False, groups=sorted(groups), num_prefetch=2
+    )
+    rows: dict[str, list[Rows]] = {name: [] for name in groups}
+    scores: dict[str, list[Array]] = {task: [] for task in tasks}
+    with torch.inference_mode():
+        for batch in progress(loader, total=loader.num_steps, description="score"):
+            for name in groups:
+                rows[name].append(from_batch(batch, dataset.schema.group(name)))
+            outputs = scorer(batch)
+            for task in tasks:
+                scores[task].append(outputs[task].cpu().numpy())
+    whole = {name: concatenate(parts, group=dataset.schema.group(name)) for name, parts in rows.items()}
+    found = {}
+    for task in tasks:
+        score = np.concatenate(scores[task]).astype(np.float64)
+        of_task = whole[plan_of(task).group]
+        assert len(score) == len(of_task), f"task {task}: {len(score)} scores for {len(of_task)} examples"
+        found[task] = Predictions(rows=of_task, score=score)
+    return found
