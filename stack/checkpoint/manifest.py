@@ -1,0 +1,158 @@
+"""What a checkpoint is on disk, and the manifest that makes its folder complete.
+
+::
+
+    <run>/checkpoints/00000123/
+      manifest.json                       written last; sizes and sha256 of every other file, and its own digest
+      tables/<table>/part-00000.safetensors   what rank 0 held: rows (int64, ascending), weight, <optimizer state> ...
+      dense.safetensors                   parameters and buffers that every rank holds whole, by name
+      optimizer.safetensors               the dense optimizer's state
+      loop.json                           where training stands: LoopState
+
+A table is rows, not shards: which rank wrote a part, and how many ranks there were, means nothing to a reader, so any
+number of ranks loads it. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from stack.base.errors import CheckpointError
+from stack.data.loader import Cursor
+from stack.data.schema import Schema
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+DENSE = "dense.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+LOOP = "loop.json"
+
+
+class LoopState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where training stands: `cursor` is the next batch, `step` and `epoch` count what is done.
+
+    `random` holds states of random generators as numbers, by a name the trainer chooses; `numbers` whatever else the
+    trainer needs to go on (scales, counters). A number that is not finite comes back as None: JSON has no NaN.
+    """
+
+    step: int
+    epoch: int
+    cursor: Cursor
+    random: dict[str, list[int]] = {}
+    numbers: dict[str, float | None] = {}
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the numbers belong to: the data's schema, the days trained on, digests of configuration and vocabularies."""
+
+    schema: Schema
+    config_digest: str
+    data_days: tuple[str, ...]
+    vocabulary_digests: dict[str, str]
+    code_version: str
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    num_bytes: int
+    sha256: str
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One file of a table: rows `first_row ... first_row + num_rows - 1`."""
+
+    file: str
+    first_row: int
+    num_rows: int
+
+
+class TableEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One table; its parts in order of rows cover every row once. `state` names the optimizer's tensors."""
+
+    num_rows: int
+    dim: int
+    state: tuple[str, ...]
+    parts: tuple[Part, ...]
+
+
+class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything about a checkpoint but its numbers. `created` is UTC, for people: order is that of `step`.
+
+    `digest` is the sha256 of this manifest written with an empty digest.
+    """
+
+    format_version: int
+    step: int
+    created: str
+    world_size: int
+    context: Context
+    tables: dict[str, TableEntry]
+    files: dict[str, FileEntry]
+    digest: str = ""
+
+
+def checkpoint_name(step: int) -> str:
+    return f"{step:08d}"
+
+
+def part_name(table: str, rank: int) -> str:
+    return f"tables/{table}/part-{rank:05d}.safetensors"
+
+
+def encode_manifest(manifest: CheckpointManifest) -> bytes:
+    """The bytes of the manifest file, with its digest filled in."""
+    return msgspec.json.encode(msgspec.structs.replace(manifest, digest=_digest(manifest)))
+
+
+def read_manifest(checkpoint: Path) -> CheckpointManifest:
+    """Raises `CheckpointError` if the folder has no manifest, or one that is damaged or of another format version."""
+    file = checkpoint / MANIFEST
+    try:
+        data = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"{checkpoint} is not a complete checkpoint: it has no {MANIFEST}") from error
+    try:
+        version = msgspec.json.decode(data, type=_Version).format_version
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{file} has format version {version}; this code reads version {FORMAT_VERSION}: "
+                "use the code that wrote it"
+            )
+        manifest = msgspec.json.decode(data, type=CheckpointManifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}: use an older checkpoint") from error
+    if manifest.digest != _digest(manifest):
+        raise CheckpointError(
+            f"{file} is damaged: it does not have the digest it was written with: use an older checkpoint"
+        )
+    return manifest
+
+
+def table_entry(table: str, shapes: Mapping[str, tuple[int, int, tuple[str, ...]]], parts: list[Part]) -> TableEntry:
+    """The entry of a table from what each part's writer said of it: `shapes` by file is (num_rows, dim, state names).
+
+    Raises `CheckpointError` if the writers disagree, or if the parts do not cover the table's rows once each.
+    """
+    if len(set(shapes.values())) != 1:
+        raise CheckpointError(f"table '{table}': ranks disagree on rows, width or optimizer state: {dict(shapes)}")
+    num_rows, dim, state = next(iter(shapes.values()))
+    ordered = sorted((part for part in parts if part.num_rows), key=lambda part: part.first_row)
+    next_row = 0
+    for part in ordered:
+        if part.first_row != next_row:
+            raise CheckpointError(f"table '{table}': {part.file} begins at row {part.first_row}, not at {next_row}")
+        next_row += part.num_rows
+    if next_row != num_rows:
+        raise CheckpointError(f"table '{table}': its parts end at row {next_row}, but it has {num_rows} rows")
+    return TableEntry(num_rows=num_rows, dim=dim, state=state, parts=tuple(ordered))
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+def _digest(manifest: CheckpointManifest) -> str:
+    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, digest=""))).hexdigest()

@@ -1,0 +1,210 @@
+"""Writes a checkpoint: every rank its rows, rank 0 the rest, and the folder appears only when all of it is on disk.
+
+::
+
+    rank 0    make the folder aside | write own parts, dense, loop | check, manifest, flush, rename |
+    rank 1                          | write own parts              |                                |
+                                 barrier                        barrier                          barrier
+
+A rank says what it wrote in a small JSON file beside its parts. A rank that fails or dies leaves none, so rank 0
+publishes nothing and every rank raises. A kill at any moment leaves the older checkpoints as they were.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stack.base.errors import CheckpointError
+from stack.base.files import ASIDE, sha256_of, sync
+from stack.checkpoint.manifest import (
+    DENSE,
+    FORMAT_VERSION,
+    LOOP,
+    MANIFEST,
+    OPTIMIZER,
+    CheckpointManifest,
+    Context,
+    FileEntry,
+    LoopState,
+    Part,
+    checkpoint_name,
+    encode_manifest,
+    part_name,
+    table_entry,
+)
+from stack.tables.rows import TableShard
+
+
+class _Said(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rank wrote: its parts by table with (num_rows, dim, state names) of the table, and all its files."""
+
+    parts: dict[str, Part]
+    shapes: dict[str, tuple[int, int, tuple[str, ...]]]
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Save:
+    """One save on one rank."""
+
+    final: Path
+    aside: Path
+    rank: int
+    world_size: int
+
+    def said_file(self, rank: int) -> Path:
+        return self.aside / f"rank-{rank:05d}.json"
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    step: int,
+    shards: Sequence[TableShard],
+    dense: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    loop: LoopState,
+    context: Context,
+    rank: int = 0,
+    world_size: int = 1,
+    barrier: Callable[[], object] = lambda: None,
+) -> Path:
+    """Writes `folder/<step>`, to be called by every rank with its own `shards`; returns the complete folder.
+
+    `shards` has each table at most once and together over ranks every row once. `dense`, `optimizer` (by names the
+    caller chooses), `loop` and `context` are taken from rank 0. `barrier` waits for all ranks. `folder` is the same
+    place for all of them.
+
+    Raises:
+        CheckpointError: there is a checkpoint of this step, a rank could not write, or the shards do not cover a table.
+    """
+    name = checkpoint_name(step)
+    save = _Save(final=folder / name, aside=folder / f"{ASIDE}{name}", rank=rank, world_size=world_size)
+    if save.final.exists():
+        raise CheckpointError(f"{save.final} exists: a checkpoint is never overwritten; delete it or resume from it")
+    phases: list[Callable[[], None]] = [
+        lambda: _begin(save),
+        lambda: _write_own(save, shards, dense, optimizer, loop),
+        lambda: _publish(save, step=step, context=context),
+    ]
+    failure: Exception | None = None
+    for phase in phases:
+        try:
+            if failure is None:
+                phase()
+        except (OSError, CheckpointError) as error:
+            failure = error  # raised below: the other ranks wait at the barrier
+        barrier()
+    if failure is not None or not save.final.exists():
+        shutil.rmtree(save.aside, ignore_errors=True)
+        reason = failure or f"another rank than {rank} failed"
+        raise CheckpointError(
+            f"{save.final} was not written: {reason}; older checkpoints are as they were"
+        ) from failure
+    return save.final
+
+
+def _begin(save: _Save) -> None:
+    if save.rank == 0:
+        shutil.rmtree(save.aside, ignore_errors=True)
+        save.aside.mkdir(parents=True)
+
+
+def _write_own(
+    save: _Save,
+    shards: Sequence[TableShard],
+    dense: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    loop: LoopState,
+) -> None:
+    """Writes and flushes this rank's files, then says so."""
+    parts: dict[str, Part] = {}
+    shapes: dict[str, tuple[int, int, tuple[str, ...]]] = {}
+    files: dict[str, FileEntry] = {}
+    for shard in shards:
+        assert shard.name not in parts, f"two shards of table {shard.name!r} on rank {save.rank}"
+        file, num_rows = part_name(shard.name, save.rank), int(shard.weight_ND.shape[0])
+        shapes[shard.name] = (shard.num_rows, shard.dim, tuple(sorted(shard.state)))
+        parts[shard.name] = Part(file=file, first_row=shard.first_row, num_rows=num_rows)
+        if num_rows:
+            rows_N = torch.arange(shard.first_row, shard.first_row + num_rows)
+            files[file] = _write_tensors(save.aside / file, {"rows": rows_N, "weight": shard.weight_ND, **shard.state})
+    if save.rank == 0:
+        files[DENSE] = _write_tensors(save.aside / DENSE, dense)
+        files[OPTIMIZER] = _write_tensors(save.aside / OPTIMIZER, optimizer)
+        files[LOOP] = _write_bytes(save.aside / LOOP, msgspec.json.encode(loop))
+    _write_bytes(save.said_file(save.rank), msgspec.json.encode(_Said(parts=parts, shapes=shapes, files=files)))
+
+
+def _publish(save: _Save, *, step: int, context: Context) -> None:
+    """Rank 0: gathers what the ranks said, writes the manifest, flushes the folders and renames."""
+    if save.rank != 0:
+        return
+    said = [_read_said(save, rank) for rank in range(save.world_size)]
+    tables = sorted({table for one in said for table in one.parts})
+    manifest = CheckpointManifest(
+        format_version=FORMAT_VERSION,
+        step=step,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        world_size=save.world_size,
+        context=context,
+        tables={
+            table: table_entry(
+                table,
+                {one.parts[table].file: one.shapes[table] for one in said if table in one.parts},
+                [one.parts[table] for one in said if table in one.parts],
+            )
+            for table in tables
+        },
+        files=dict(sorted((name, entry) for one in said for name, entry in one.files.items())),
+    )
+    for rank in range(save.world_size):
+        save.said_file(rank).unlink()
+    _write_bytes(save.aside / MANIFEST, encode_manifest(manifest))
+    for name in sorted({str(Path(file).parent) for file in manifest.files} | {"tables"}, reverse=True):
+        if (save.aside / name).is_dir():
+            sync(save.aside / name)
+    save.aside.rename(save.final)
+    sync(save.final.parent)
+    sync(save.final.parent.parent)
+
+
+def _read_said(save: _Save, rank: int) -> _Said:
+    file = save.said_file(rank)
+    if not file.is_file():
+        raise CheckpointError(f"rank {rank} of {save.world_size} did not write its part")
+    return msgspec.json.decode(file.read_bytes(), type=_Said)
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(_plain(tensors), file)
+    sync(file)
+    return FileEntry(num_bytes=file.stat().st_size, sha256=sha256_of(file))
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU and contiguous; copied only where two share a memory, which safetensors refuses."""
+    plain: dict[str, Tensor] = {}
+    memories: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        memory = value.untyped_storage().data_ptr()
+        plain[name] = value.clone() if memory in memories else value
+        memories.add(memory)
+    return plain
+
+
+def _write_bytes(file: Path, data: bytes) -> FileEntry:
+    file.write_bytes(data)
+    sync(file)
+    return FileEntry(num_bytes=len(data), sha256=sha256_of(file))
