@@ -79,8 +79,12 @@ def write_prepared(
         folder = path / "vocab" / table
         folder.mkdir(parents=True)
         day_name = str(np.datetime64(FIRST_DAY, "D"))
-        rows = pa.table({"raw": [f"{table}-{row}" for row in range(1, size)], "row": pa.array(range(1, size), pa.int32())})
-        pq.write_table(rows.append_column("first_day", pa.array([day_name] * (size - 1))), folder / f"{day_name}.parquet")
+        rows = pa.table(
+            {"raw": [f"{table}-{row}" for row in range(1, size)], "row": pa.array(range(1, size), pa.int32())}
+        )
+        pq.write_table(
+            rows.append_column("first_day", pa.array([day_name] * (size - 1))), folder / f"{day_name}.parquet"
+        )
     return path
 
 
@@ -119,7 +123,10 @@ def _write_day(
         data = file.read_bytes()
         buckets.append(
             BucketFile(
-                name=file.name, num_timelines=len(timelines), num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+                name=file.name,
+                num_timelines=len(timelines),
+                num_bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
             )
         )
         for timeline in timelines:
@@ -149,13 +156,18 @@ def _timeline(
     times = np.sort(rng.integers(0, SECONDS_PER_DAY, 2)) + day * SECONDS_PER_DAY
     events = list(carried)
     moments: list[tuple[int, int]] = []
-    group: dict[str, list[object]] = {f"impression_{key}": [] for key in ("moment", "item", "shop", "brand", "category", "tags", "dense")}
+    group: dict[str, list[object]] = {
+        f"impression_{key}": [] for key in ("moment", "item", "shop", "brand", "category", "tags", "dense")
+    }
     labels: dict[str, list[float]] = {f"impression_{label}": [] for label in IMPRESSION_LABELS}
     tiers: list[float] = []
     for index, time in enumerate(map(int, times)):
         moments.append((time, sum(int(event["time"]) < time for event in events)))  # type: ignore[call-overload]
         bought = rng.choice(favourite, 2, replace=False)
-        for item, clicked in [(int(bought[0]), 1.0), *((int(rng.integers(1, NUM_ROWS["item"])), 0.0) for _ in range(4))]:
+        for item, clicked in [
+            (int(bought[0]), 1.0),
+            *((int(rng.integers(1, NUM_ROWS["item"])), 0.0) for _ in range(4)),
+        ]:
             seen = sum(event["item"] == item for event in events)
             candidate = _event(rng, time, item)
             group["impression_moment"].append(index)
@@ -168,7 +180,11 @@ def _timeline(
         tiers.append(float(bought[0] % 7))
         events.extend(_event(rng, time, int(item)) for item in bought)
     history[:] = events
-    row: dict[str, object] = {"user": user, "num_carried": len(carried), "event_time": [event["time"] for event in events]}
+    row: dict[str, object] = {
+        "user": user,
+        "num_carried": len(carried),
+        "event_time": [event["time"] for event in events],
+    }
     for key in ("item", "shop", "brand", "category", "tags", "scenario", "type"):
         row[f"event_{key}"] = [event[key] for event in events]
     row |= {"profile_age": user % 6, "profile_income": user % 8}
@@ -176,14 +192,29 @@ def _timeline(
     row["query_shop"] = [1 + user % 8] * len(moments)
     row |= group | labels
     row |= {"price_moment": list(range(len(moments))), "price_dense": [], "price_tier": tiers}
-    row |= {"follow_moment": [0], "follow_icon": [1 + user % 3], "follow_dense": [], "follow_responded": [float(user % 2)]}
-    row |= {"shop_moment": [0, 0], "shop_shop": [1 + user % 8, 1 + (user + 3) % 8], "shop_dense": [], "shop_visited": [1.0, 0.0]}
+    row |= {
+        "follow_moment": [0],
+        "follow_icon": [1 + user % 3],
+        "follow_dense": [],
+        "follow_responded": [float(user % 2)],
+    }
+    row |= {
+        "shop_moment": [0, 0],
+        "shop_shop": [1 + user % 8, 1 + (user + 3) % 8],
+        "shop_dense": [],
+        "shop_visited": [1.0, 0.0],
+    }
     return row
 
 
 def _arrow_schema() -> pa.Schema:
     """Column types as `stack.data.schema` documents them."""
-    ids, nested, floats, times = pa.list_(pa.int32()), pa.list_(pa.list_(pa.int32())), pa.list_(pa.float32()), pa.list_(pa.int64())
+    ids, nested, floats, times = (
+        pa.list_(pa.int32()),
+        pa.list_(pa.list_(pa.int32())),
+        pa.list_(pa.float32()),
+        pa.list_(pa.int64()),
+    )
     fields: list[tuple[str, pa.DataType]] = [("user", pa.int32()), ("num_carried", pa.int32()), ("event_time", times)]
     fields += [(f"event_{f.name}", nested if f.multi else ids) for f in (*SCHEMA.event, *SCHEMA.property)]
     fields += [(f"profile_{f.name}", pa.int32()) for f in SCHEMA.profile]

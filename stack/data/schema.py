@@ -82,5 +82,5 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 IMPRESSION_LABELS = ("clicked", "weight", "draw", "rate_uniform", "rate_popularity")
 """Labels of the group `impression`. `draw`: 0 observed, 1 a negative drawn uniformly, 2 drawn by popularity.
-`rate_*`: the expected number of times this candidate is drawn as a negative at its moment under each draw, known for positives too,
-so that any of the two sampled distributions can be corrected (s - log rate) for every example."""
+`rate_*`: how often, in expectation, this candidate is drawn as a negative at its moment under each draw; known for
+positives too, so that either sampled distribution can be corrected (score - log rate) for every example."""
