@@ -46,10 +46,10 @@ class Assessor:
         """Scores one task on each of its sets."""
         plan = plan_of(task)
         sets = []
-        for name, selection in evaluation_sets(predictions.rows).items():
+        for name, selection in evaluation_sets(predictions.rows, corrected=predictions.corrected).items():
             if len(selection.index_S):
                 sets.append(self._set(task, plan, name, selection, predictions))
-        return TaskReport(task=task, group=plan.group, label=plan.label, sets=tuple(sets))
+        return TaskReport(task=task, group=plan.group, label=plan.label, headline=plan.headline, sets=tuple(sets))
 
     def _set(self, task: str, plan: Plan, name: str, selection: Selection, predictions: Predictions) -> SetReport:
         say(f"{task} on {name}: {len(selection.index_S):,} held-out examples")

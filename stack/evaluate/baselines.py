@@ -59,10 +59,9 @@ def learners(train: Rows, held_out: Rows, *, label: str, seed: int) -> dict[str,
 
 
 def logistic_regression(seed: int) -> Pipeline:
-    """On sign(x) log(1 + |x|), standardised: counts and prices are heavy-tailed, and raw ones would make this a
-    straw man. Missing values count as zero."""
+    """On standardised features (counts among them are logarithms already); missing values count as zero."""
     return make_pipeline(
-        FunctionTransformer(_squash), StandardScaler(), LogisticRegression(max_iter=500, random_state=seed)
+        FunctionTransformer(_fill), StandardScaler(), LogisticRegression(max_iter=500, random_state=seed)
     )
 
 
@@ -130,9 +129,8 @@ def log_odds(chance_E: Array) -> Floats:
     return np.asarray(np.log(chance_E) - np.log1p(-chance_E))
 
 
-def _squash(value: Array) -> Array:
-    value = np.nan_to_num(np.asarray(value, dtype=np.float64), nan=0.0)
-    return np.asarray(np.sign(value) * np.log1p(np.abs(value)))
+def _fill(value: Array) -> Array:
+    return np.nan_to_num(np.asarray(value, dtype=np.float64), nan=0.0)
 
 
 def _dense_index(seen_T: Ints, asked_E: Ints) -> tuple[Ints, Ints]:

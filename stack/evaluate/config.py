@@ -18,7 +18,7 @@ class EvaluateConfig:
     timelines_per_batch: int = 256
     # users and days scored in one forward pass; memory grows with it
     baselines: bool = True
-    # fit and score the baselines too
+    # fit baselines on the training days; false leaves those that need no fitting
     baseline_rows: int = 1_500_000
     # examples that baselines learn from: the latest training days that reach it
     num_replicates: int = 200

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,13 +22,16 @@ from stack.telemetry.console import say, show
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What evaluation must know of a training run: the model as a function, and what it was trained on."""
+    """What evaluation must know of a training run: the model as a function, and what it was trained on.
+
+    `tasks`: all tasks of the model, and whether each corrected the sampling of its examples in training.
+    """
 
     name: str
     step: int
     dataset: Dataset
     training_days: Sequence[str]
-    tasks: Sequence[str]
+    tasks: Mapping[str, bool]
     scorer: Scorer
 
 
@@ -39,14 +42,17 @@ def evaluate(trained: Trained, *, folder: Path, settings: EvaluateConfig) -> Rep
     """
     days = held_out_days(trained.dataset, trained.training_days, first=settings.first_day, last=settings.last_day)
     say(f"evaluating {trained.name} at step {trained.step:,} on {len(days)} day(s), {days[0]} to {days[-1]}")
-    tasks = [task for task in trained.tasks if _has_examples(trained.dataset, days, plan_of(task).group)]
-    if not tasks:
+    if not any(_has_examples(trained.dataset, days, plan_of(task).group) for task in trained.tasks):
         raise DataError(
             f"{days[0]} to {days[-1]} of {trained.dataset.path} hold no example of {', '.join(trained.tasks)}: "
             "choose other days with evaluate.first_day and evaluate.last_day"
         )
     predictions = predict(
-        trained.scorer, trained.dataset, days=days, tasks=tasks, timelines_per_batch=settings.timelines_per_batch
+        trained.scorer,
+        trained.dataset,
+        days=days,
+        tasks=trained.tasks,
+        timelines_per_batch=settings.timelines_per_batch,
     )
     assessor = Assessor(
         dataset=trained.dataset,

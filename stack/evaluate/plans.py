@@ -23,21 +23,22 @@ class Question(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`weight` is the label that weighs a task's loss: its log-odds are calibrated under these weights only, so
-    baselines fitted without them are compared by their order alone."""
+    """`headline` is the metric whose verdict is said. `weight` is the label that weighs a task's loss: its log-odds
+    are calibrated under these weights only, so baselines fitted without them are compared by order alone."""
 
     group: str
     label: str
     question: Question
+    headline: str
     weight: str | None = None
 
 
 PLANS: Mapping[str, Plan] = {
-    "ctr": Plan(group="impression", label="clicked", question=Question.IMPRESSION),
-    "rank": Plan(group="impression", label="clicked", question=Question.IMPRESSION, weight="weight"),
-    "power": Plan(group="price", label="tier", question=Question.CLASSES),
-    "follow": Plan(group="follow", label="responded", question=Question.RESPONSE),
-    "shop": Plan(group="shop", label="visited", question=Question.CHOICE),
+    "ctr": Plan(group="impression", label="clicked", question=Question.IMPRESSION, headline="gauc"),
+    "rank": Plan(group="impression", label="clicked", question=Question.IMPRESSION, headline="gauc", weight="weight"),
+    "power": Plan(group="price", label="tier", question=Question.CLASSES, headline="accuracy"),
+    "follow": Plan(group="follow", label="responded", question=Question.RESPONSE, headline="auc"),
+    "shop": Plan(group="shop", label="visited", question=Question.CHOICE, headline="gauc"),
 }
 
 

@@ -27,16 +27,21 @@ batch, in their order."""
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """A task's scores and, line by line, the examples they are for."""
+    """A task's scores and, line by line, the examples they are for. `corrected`: the scores are log-odds without
+    sampling; if not, those among the sampled training examples."""
 
     rows: Rows
     score: Array
+    corrected: bool = True
 
 
 def predict(
-    scorer: Scorer, dataset: Dataset, *, days: Sequence[str], tasks: Sequence[str], timelines_per_batch: int
+    scorer: Scorer, dataset: Dataset, *, days: Sequence[str], tasks: Mapping[str, bool], timelines_per_batch: int
 ) -> dict[str, Predictions]:
-    """Scores every example of `tasks` on `days`, without gradients; tasks of one group share their rows."""
+    """Scores every example of the tasks on `days`, without gradients; tasks of one group share their rows.
+
+    `tasks` are all tasks of the model, and whether each was trained with the sampling corrected.
+    """
     groups = {plan_of(task).group for task in tasks}
     loader = Loader(
         dataset, days=days, global_batch_size=timelines_per_batch, shuffle=False, groups=sorted(groups), num_prefetch=2
@@ -52,9 +57,9 @@ def predict(
                 scores[task].append(outputs[task].cpu().numpy())
     whole = {name: concatenate(parts, group=dataset.schema.group(name)) for name, parts in rows.items()}
     found = {}
-    for task in tasks:
+    for task, corrected in tasks.items():
         score = np.concatenate(scores[task]).astype(np.float64)
         of_task = whole[plan_of(task).group]
         assert len(score) == len(of_task), f"task {task}: {len(score)} scores for {len(of_task)} examples"
-        found[task] = Predictions(rows=of_task, score=score)
+        found[task] = Predictions(rows=of_task, score=score, corrected=corrected)
     return found

@@ -3,7 +3,8 @@
 ::
 
     {"format_version": 1, "run": ..., "step": ..., "dataset": ..., "held_out_days": [...], ...,
-     "tasks": [{"task": "ctr", "group": "impression", "label": "clicked", "sets": [
+     "tasks": [{"task": "ctr", "group": "impression", "label": "clicked", "headline": "gauc",
+      "sets": [
         {"set": "popularity", "num_examples": ..., "num_users": ...,
          "scores": [{"name": "model", "kind": "model", "metrics": {"gauc": {"value": .79, "low": .78, "high": .80}}}],
          "comparisons": [{"metric": "gauc", "baseline": "boosted trees", "difference": {...}, "verdict": "ahead"}]}]}]}
@@ -74,11 +75,12 @@ class SetReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One task of the model, on one example group."""
+    """One task of the model, on one example group; `headline` is the metric to watch."""
 
     task: str
     group: str
     label: str
+    headline: str
     sets: tuple[SetReport, ...]
 
 

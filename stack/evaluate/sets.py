@@ -1,13 +1,15 @@
 """The sets on which a task is scored, and the correction that makes a model's log-odds right on each.
 
-A model's score f(x) is the log-odds where nothing was sampled. Among observed examples and negatives drawn at
-an expected `rate` for each candidate, the log-odds are f(x) - log rate: negatives are `rate` times as frequent.
+A score f(x) that was trained with the sampling corrected is the log-odds where nothing was sampled. Among observed
+examples and negatives drawn at an expected `rate` for each candidate, the log-odds are f(x) - log rate: negatives
+are `rate` times as frequent. A score g(x) that was trained without correction is the log-odds among the training
+examples, whose negatives came from both draws: f(x) = g(x) + log(rate_uniform + rate_popularity).
 
     set           examples            logit
     uniform       draw in {0, 1}      f - log rate_uniform        what a user would see
     popularity    draw in {0, 2}      f - log rate_popularity     popularity taken out: what is left is taste
-    shown         all                 f                           real impressions, nothing was sampled
-    all           all                 f                           groups that are not impressions
+    shown         all                 the score itself            real impressions, nothing was sampled
+    all           all                 the score itself            groups that are not impressions
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ DRAWS = {"uniform": (1, "rate_uniform"), "popularity": (2, "rate_popularity")}
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The positions of a set's examples, what to add to f(x) there, and how many positives had to be left out
+    """The positions of a set's examples, what to add to the score there, and how many positives had to be left out
     because their rate is zero: they could not have been drawn, so no negative answers them."""
 
     index_S: Ints
@@ -33,12 +35,13 @@ class Selection:
     num_left_out: int = 0
 
     def logits(self, score_E: Array) -> Floats:
-        """The calibrated logits of the set, from f(x) of all examples."""
+        """The calibrated logits of the set, from the scores of all examples."""
         return np.asarray(score_E[self.index_S] + self.offset_S, dtype=np.float64)
 
 
-def evaluation_sets(rows: Rows) -> dict[str, Selection]:
-    """The sets of these rows by name, those of the table above that have examples."""
+def evaluation_sets(rows: Rows, *, corrected: bool = True) -> dict[str, Selection]:
+    """The sets of these rows by name, those of the table above that have examples. `corrected`: whether the score's
+    training corrected the sampling."""
     everything = np.arange(len(rows))
     whole = Selection(index_S=everything, offset_S=np.zeros(len(rows)))
     if "draw" not in rows.labels:
@@ -46,19 +49,22 @@ def evaluation_sets(rows: Rows) -> dict[str, Selection]:
     draw_E = rows.labels["draw"].astype(np.int64)
     if not (draw_E != OBSERVED).any():
         return {"shown": whole}
+    rates_E = sum((rows.labels[rate].astype(np.float64) for _, rate in DRAWS.values()), np.zeros(len(rows)))
+    trained_at_E = np.ones(len(rows)) if corrected else rates_E
     return {
-        name: _sampled(draw_E, draw, rows.labels[rate])
+        name: _sampled(draw_E, draw, rows.labels[rate], trained_at_E)
         for name, (draw, rate) in DRAWS.items()
         if (draw_E == draw).any()
     }
 
 
-def _sampled(draw_E: Ints, draw: int, rate_E: Array) -> Selection:
+def _sampled(draw_E: Ints, draw: int, rate_E: Array, trained_at_E: Floats) -> Selection:
+    """`trained_at_E`: the rate at which the score met negatives like this one, 1 where training corrected for it."""
     wanted_E = (draw_E == OBSERVED) | (draw_E == draw)
     possible_E = wanted_E & (rate_E > 0)
     index_S = np.flatnonzero(possible_E)
     return Selection(
         index_S=index_S,
-        offset_S=-np.log(rate_E[index_S].astype(np.float64)),
+        offset_S=np.log(trained_at_E[index_S]) - np.log(rate_E[index_S].astype(np.float64)),
         num_left_out=int(wanted_E.sum() - possible_E.sum()),
     )

@@ -20,8 +20,6 @@ TITLES = {
 }
 TWO_CLASS = ("gauc", "auc", "log_loss", "normalised_entropy", "predicted_over_observed")
 CLASSES = ("accuracy", "top_2_accuracy", "log_loss")
-HEADLINES = ("gauc", "accuracy")
-"""The metrics whose verdicts are spelled out below the tables."""
 
 
 def tables(report: Report) -> list[Table]:
@@ -41,7 +39,7 @@ def verdicts(report: Report) -> list[str]:
         for task in report.tasks
         for part in task.sets
         for comparison in part.comparisons
-        if comparison.metric in HEADLINES
+        if comparison.metric == task.headline
     ]
 
 
@@ -60,7 +58,7 @@ def _table(title: str, columns: Sequence[str], tasks: Sequence[tuple[TaskReport,
 
 def _rows(task: TaskReport, part: SetReport, columns: Sequence[str]) -> Iterator[list[str]]:
     facts = [part.set, f"{part.num_examples:,} examples", f"{part.num_users:,} users"]
-    if part.num_users_with_both_labels:
+    if "gauc" in columns:
         facts += [f"{part.num_positives:,} positive", f"{part.num_users_with_both_labels:,} users in GAUC"]
     if part.num_left_out:
         facts.append(f"{part.num_left_out:,} left out")
