@@ -5,6 +5,7 @@ Shape legend: N rows held here, D embedding width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -36,6 +37,8 @@ def shard(model: nn.Module, *, device: torch.device, seed: int, init_range: floa
     `seed`, table and row alone, so any number of processes starts from the same model. Needs a process group, also for
     one process.
     """
+    # TorchRec calls a function at the first step that torch 2.13 has renamed; the note is for its authors.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     plan: dict[str, object] = {}
     sharder = EmbeddingBagCollectionSharder()
     for path, tables in _tables_in(model):
@@ -107,6 +110,13 @@ def dense_parameters(model: DistributedModelParallel) -> dict[str, nn.Parameter]
     module = dense_module(model)
     tables = {id(weight) for _, part in _tables_in(module) for weight in part.parameters()}
     return {name: weight for name, weight in module.named_parameters() if id(weight) not in tables}
+
+
+def dense_tensors(model: DistributedModelParallel) -> dict[str, Tensor]:
+    """Parameters and buffers that every process holds whole, by name, as live memory: all but the tables."""
+    module = dense_module(model)
+    inside = tuple(f"{path}." for path, _ in _tables_in(module))
+    return {name: value for name, value in module.state_dict().items() if not name.startswith(inside)}
 
 
 def _placements(specs: list[TableSpec]) -> dict[str, ParameterShardingGenerator]:

@@ -1,0 +1,1 @@
+"""Training: assembly, the loop, and what happens beside it every so many steps."""

@@ -1,0 +1,186 @@
+"""The one assembly: from options to dataset, model, optimizers and loop. Every verb that needs a model calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from stack.base.errors import DataError
+from stack.base.run import RunConfig
+from stack.base.seed import derive
+from stack.checkpoint.load import Checkpoint
+from stack.checkpoint.manifest import LoopState
+from stack.data.dataset import Dataset
+from stack.data.loader import Cursor, Loader
+from stack.layers.norm import set_sum_over_ranks
+from stack.model import build_model, enabled_tasks, places_of
+from stack.tables.collection import Tables
+from stack.tables.config import TablesConfig, table_specs
+from stack.tables.optim import fuse_optimizer
+from stack.tables.shard import dense_parameters, shard
+from stack.tasks import TASKS, TasksConfig
+from stack.telemetry.console import say
+from stack.towers.config import ModelConfig
+from stack.train.config import TrainConfig
+from stack.train.loop import Loop
+from stack.train.optim import OptimConfig, build_dense_optimizer, build_schedule
+from stack.train.periodic import Bar, Curves, Line, Periodic, RefusalLimit, Save, StepLog
+from stack.train.ranks import sum_over_ranks
+from stack.train.run_folder import CHECKPOINTS, CURVES, STEPS
+from stack.train.saving import NUM_REFUSED, Saver, check_context, context_of, restore_model, restore_optimizer
+from stack.train.step import Stepper
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """All groups of options that make a trained model what it is, and the composed configuration as YAML."""
+
+    dataset: Path
+    model: ModelConfig
+    tasks: TasksConfig
+    tables: TablesConfig
+    optim: OptimConfig
+    train: TrainConfig
+    run: RunConfig
+    composed: str
+
+
+def training_days(dataset: Dataset, config: TrainConfig) -> tuple[str, ...]:
+    """The days from `train.from_day` to `train.to_day`; raises `DataError` if there are none."""
+    days = dataset.days()
+    first, last = config.from_day or days[0], config.to_day or days[-1]
+    chosen = tuple(day for day in days if first <= day <= last)
+    if not chosen:
+        raise DataError(
+            f"no day from {first} to {last} in {dataset.path}, which has {days[0]} to {days[-1]}: "
+            "set train.from_day and train.to_day"
+        )
+    return chosen
+
+
+def build_sharded_model(
+    setup: Setup, dataset: Dataset, *, last_day: str, device: torch.device
+) -> DistributedModelParallel:
+    """The model as it is before the first step, sized by the vocabularies at the end of `last_day` (the last training
+    day: ids that come later are unknown to it). Needs a process group."""
+    names = places_of(setup.model, setup.tasks, dataset.schema).tables()
+    num_rows = dataset.num_rows(last_day)
+    tables = Tables(table_specs(setup.tables, names=names, num_rows=num_rows))
+    fuse_optimizer(
+        tables,
+        optimizer=setup.optim.tables,
+        learning_rate=setup.optim.tables_learning_rate,
+        eps=setup.optim.tables_eps,
+    )
+    torch.manual_seed(derive(setup.run.seed, "dense"))
+    model = build_model(
+        setup.model,
+        tasks=setup.tasks,
+        schema=dataset.schema,
+        num_rows=num_rows,
+        max_history=dataset.manifest.max_history,
+        tables=tables,
+        table_dims=tables.dims,
+    )
+    set_sum_over_ranks(model, sum_over_ranks)
+    return shard(model, device=device, seed=setup.run.seed, init_range=setup.tables.init_range)
+
+
+def build_loop(setup: Setup, *, device: torch.device, checkpoint: Checkpoint | None) -> Loop:
+    """Everything ready to train, from the beginning or from `checkpoint`."""
+    dataset = Dataset(setup.dataset)
+    days = training_days(dataset, setup.train)
+    model = build_sharded_model(setup, dataset, last_day=days[-1], device=device).train()
+    parameters = dense_parameters(model)
+    optimizer = build_dense_optimizer(parameters, setup.optim)
+    tables = places_of(setup.model, setup.tasks, dataset.schema).tables()
+    context = context_of(dataset, days=days, tables=tables, composed=setup.composed)
+    start = LoopState(step=0, epoch=0, cursor=Cursor(), numbers={NUM_REFUSED: 0.0})
+    if checkpoint is not None:
+        check_context(checkpoint, context)
+        restore_model(model, checkpoint)
+        restore_optimizer(optimizer, parameters, checkpoint)
+        start = checkpoint.loop()
+    loader = _build_loader(setup, dataset, days, start.cursor)
+    num_steps = min(loader.num_steps, setup.train.max_steps or loader.num_steps)
+    _announce(setup, dataset, days, num_timelines=loader.num_timelines, step=start.step, num_steps=num_steps)
+    stepper = Stepper(
+        model,
+        parameters=parameters,
+        optimizer=optimizer,
+        schedule=build_schedule(setup.optim, num_steps=num_steps),
+        dense_learning_rate=setup.optim.dense_learning_rate,
+        tables_learning_rate=setup.optim.tables_learning_rate,
+        clip_norm=setup.optim.clip_norm,
+        task_weights={name: getattr(setup.tasks, name).weight for name in TASKS},
+        seed=setup.run.seed,
+    )
+    saver = Saver(
+        setup.run.folder / CHECKPOINTS,
+        model=model,
+        optimizer=optimizer,
+        context=context,
+        num_kept=setup.train.keep_last,
+    )
+    return Loop(
+        loader=loader,
+        stepper=stepper,
+        periodics=_periodics(setup, saver, first_step=start.step, num_steps=num_steps),
+        device=device,
+        step=start.step,
+        num_steps=num_steps,
+        num_refused=int(start.numbers[NUM_REFUSED] or 0),
+    )
+
+
+def _build_loader(setup: Setup, dataset: Dataset, days: Sequence[str], cursor: Cursor) -> Loader:
+    """This rank's batches, with the example groups of the trained tasks alone."""
+    trained, _ = enabled_tasks(setup.tasks, dataset.schema)
+    return Loader(
+        dataset,
+        days=days,
+        global_batch_size=setup.train.batch_size,
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        seed=setup.run.seed,
+        days_per_block=setup.train.days_per_block,
+        num_epochs=setup.train.num_epochs,
+        groups=sorted({TASKS[name].group for name in trained}),
+        num_prefetch=setup.train.num_prefetch,
+        cursor=cursor,
+    )
+
+
+def _announce(
+    setup: Setup, dataset: Dataset, days: Sequence[str], *, num_timelines: int, step: int, num_steps: int
+) -> None:
+    trained, left_out = enabled_tasks(setup.tasks, dataset.schema)
+    say(
+        f"training {', '.join(trained)} on {len(days)} days, {days[0]} to {days[-1]}: {num_timelines:,} timelines, "
+        f"{num_steps:,} steps"
+        + (f"; without {', '.join(left_out)}, which the data have no examples for" if left_out else "")
+        + (f"; going on after step {step:,}" if step else "")
+    )
+
+
+def _periodics(setup: Setup, saver: Saver, *, first_step: int, num_steps: int) -> Sequence[Periodic]:
+    """In the order in which they come after each step; what writes for all is on rank 0 alone."""
+    everywhere: list[Periodic] = [
+        RefusalLimit(limit=setup.train.max_refused_batches),
+        Save(saver, every_steps=setup.train.save_every_steps),
+    ]
+    if dist.get_rank() != 0:
+        return everywhere
+    folder, every_steps = setup.run.folder, setup.train.log_every_steps
+    return [
+        StepLog(folder / STEPS, first_step=first_step),
+        Curves(folder / CURVES, every_steps=every_steps, first_step=first_step),
+        Line(every_steps=every_steps),
+        Bar(num_steps=num_steps, num_steps_done=first_step),
+        *everywhere,
+    ]

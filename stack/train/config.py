@@ -1,0 +1,52 @@
+"""What a training run can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stack.base.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """The `train` group of the configuration."""
+
+    from_day: str | None = None
+    # first day to learn from, YYYY-MM-DD; null is the first prepared one
+    to_day: str | None = None
+    # last day to learn from; later days stay unseen. null is the last prepared one
+    num_epochs: int = 1
+    # passes over the days
+    batch_size: int = 128
+    # timelines (users and days) of a step, over all processes
+    days_per_block: int = 1
+    # consecutive days whose timelines are shuffled together; blocks follow in time order
+    num_prefetch: int = 4
+    # batches made ahead
+    max_steps: int | None = None
+    # stop after so many steps; null is to the end of the days
+    save_every_steps: int = 500
+    # between checkpoints; one more at the end
+    keep_last: int = 2
+    # checkpoints
+    log_every_steps: int = 50
+    # between lines for people and points of TensorBoard's curves; steps.jsonl has every step
+    max_refused_batches: int = 10
+    # batches whose loss is not finite: learnt nothing from, counted, and above this number the end
+    resume: bool = True
+    # go on from the run folder's last checkpoint; false refuses a folder that is not empty
+    num_threads: int = 0
+    # of torch in each process; 0 is the machine's cores over the number of processes
+
+    def __post_init__(self) -> None:
+        least = {
+            "num_epochs": 1, "batch_size": 1, "days_per_block": 1, "num_prefetch": 0, "save_every_steps": 1,
+            "keep_last": 1, "log_every_steps": 1, "max_refused_batches": 0, "num_threads": 0,
+        }  # fmt: skip
+        for name, limit in least.items():
+            if getattr(self, name) < limit:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must be at least {limit}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"train.max_steps={self.max_steps} must be at least 1, or null")
+        if self.from_day is not None and self.to_day is not None and self.from_day > self.to_day:
+            raise ConfigError(f"train.from_day={self.from_day} must not be after train.to_day={self.to_day}")

@@ -1,0 +1,191 @@
+"""What happens beside learning, each with its own cadence; the loop calls all of them after every step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+from torch.utils.tensorboard import SummaryWriter
+
+from stack.base.errors import DataError
+from stack.data.loader import Cursor
+from stack.telemetry.console import say
+from stack.telemetry.progress import Progress
+from stack.train.step import StepResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Where training stands after a step: `step` steps are done, `cursor` is the next batch, `day` the first of the
+    block just learnt from. `seconds` is the step's time, `wait_seconds` what of it was waiting for the loader."""
+
+    step: int
+    num_steps: int
+    cursor: Cursor
+    day: str
+    num_refused: int
+    result: StepResult
+    seconds: float
+    wait_seconds: float
+
+
+class Periodic(ABC):
+    """Something to do after steps."""
+
+    @abstractmethod
+    def after_step(self, moment: Moment) -> None:
+        """Called after every step, on every rank."""
+
+    def at_end(self, moment: Moment | None) -> None:  # noqa: B027  # most have nothing left to do
+        """Called once after the last step (None if there was none), also where a stop was asked for."""
+
+
+class RefusalLimit(Periodic):
+    """Ends training with one line where more than `limit` batches had a loss that is not finite."""
+
+    def __init__(self, *, limit: int) -> None:
+        self._limit = limit
+
+    def after_step(self, moment: Moment) -> None:
+        if moment.result.refused:
+            losses = ", ".join(f"{name} {loss:.4g}" for name, loss in moment.result.losses.items())
+            say(f"step {moment.step}: refused a batch of {moment.day}: its loss is not finite ({losses})")
+        if moment.num_refused > self._limit:
+            raise DataError(
+                f"{moment.num_refused} batches had a loss that is not finite, above train.max_refused_batches="
+                f"{self._limit}; the last at step {moment.step}, day {moment.day}: look for infinite or missing values "
+                "in the data, or lower the learning rates"
+            )
+
+
+class StepLog(Periodic):
+    """`steps.jsonl`: a line for every step, also refused ones. Lines after `first_step` (a killed run's) are cut."""
+
+    def __init__(self, path: Path, *, first_step: int) -> None:
+        kept = [line for line in _lines(path) if msgspec.json.decode(line, type=_Step).step <= first_step]
+        path.write_bytes(b"".join(kept))
+        self._file = path.open("ab")
+
+    def after_step(self, moment: Moment) -> None:
+        record = {
+            "step": moment.step,
+            "day": moment.day,
+            **asdict(moment.result),
+            "seconds": moment.seconds,
+            "wait_seconds": moment.wait_seconds,
+        }
+        del record["stop"]
+        self._file.write(msgspec.json.encode(record) + b"\n")
+        self._file.flush()
+
+    def at_end(self, moment: Moment | None) -> None:
+        self._file.close()
+
+
+class Curves(Periodic):
+    """TensorBoard: losses by task, gradient norm, learning rate share, speed, every `every_steps` steps."""
+
+    def __init__(self, folder: Path, *, every_steps: int, first_step: int) -> None:
+        self._every_steps = every_steps
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
+
+    def after_step(self, moment: Moment) -> None:
+        if moment.step % self._every_steps:
+            return
+        result = moment.result
+        curves = {f"loss/{name}": loss for name, loss in result.losses.items()}
+        curves |= {
+            "loss/total": result.loss,
+            "optim/gradient_norm": result.gradient_norm,
+            "optim/rate_share": result.rate_share,
+            "speed/examples_per_second": result.num_examples / moment.seconds,
+            "speed/wait_share": moment.wait_seconds / moment.seconds,
+            "data/refused_batches": moment.num_refused,
+        }
+        for name, value in curves.items():
+            self._writer.add_scalar(name, value, moment.step)
+
+    def at_end(self, moment: Moment | None) -> None:
+        self._writer.close()
+
+
+class Line(Periodic):
+    """A line for people every `every_steps` steps: means over the steps since the last one."""
+
+    def __init__(self, *, every_steps: int) -> None:
+        self._every_steps = every_steps
+        self._since: list[Moment] = []
+
+    def after_step(self, moment: Moment) -> None:
+        self._since.append(moment)
+        if moment.step % self._every_steps == 0:
+            self._say()
+
+    def at_end(self, moment: Moment | None) -> None:
+        self._say()
+
+    def _say(self) -> None:
+        if not self._since:
+            return
+        last, steps = self._since[-1], [moment.result for moment in self._since]
+        losses = {name: [step.losses[name] for step in steps if name in step.losses] for name in steps[-1].losses}
+        by_task = "  ".join(f"{name} {sum(values) / len(values):.4f}" for name, values in losses.items())
+        seconds = sum(moment.seconds for moment in self._since)
+        waited = sum(moment.wait_seconds for moment in self._since)
+        rate = sum(step.num_examples for step in steps) / seconds
+        refused = f"  refused {last.num_refused}" if last.num_refused else ""
+        say(
+            f"step {last.step:,}/{last.num_steps:,}  {last.day}  {by_task}  {rate:,.0f} examples/s  "
+            f"loader wait {waited / seconds:.0%}{refused}"
+        )
+        self._since.clear()
+
+
+class Bar(Periodic):
+    """Progress on a terminal."""
+
+    def __init__(self, *, num_steps: int, num_steps_done: int) -> None:
+        self._progress = Progress(total=num_steps, description="train", unit="steps")
+        self._progress.__enter__()
+        self._progress.advance(num_steps_done)
+
+    def after_step(self, moment: Moment) -> None:
+        self._progress.advance(1, note=f"{moment.day} loss {moment.result.loss:.4f}")
+
+    def at_end(self, moment: Moment | None) -> None:
+        self._progress.__exit__(None, None, None)
+
+
+class Save(Periodic):
+    """A checkpoint every `every_steps` steps and at the end; `save` is called on every rank."""
+
+    def __init__(self, save: Callable[[Moment], None], *, every_steps: int) -> None:
+        self._save = save
+        self._every_steps = every_steps
+        self._saved_step = -1
+
+    def after_step(self, moment: Moment) -> None:
+        if moment.step % self._every_steps == 0:
+            self._write(moment)
+
+    def at_end(self, moment: Moment | None) -> None:
+        if moment is not None and moment.step != self._saved_step:
+            self._write(moment)
+
+    def _write(self, moment: Moment) -> None:
+        self._save(moment)
+        self._saved_step = moment.step
+
+
+class _Step(msgspec.Struct):
+    step: int
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Complete lines of a file that may not exist; a kill can leave half of the last one."""
+    if not path.is_file():
+        return []
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

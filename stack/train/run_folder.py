@@ -1,0 +1,109 @@
+"""The folder of a run: what may be in it before training starts, and what training writes at the start.
+
+::
+
+    runs/<name>/
+      config.yaml       the composed configuration
+      versions.json     code, packages, machine, seed
+      steps.jsonl       a line for every step
+      tensorboard/      curves
+      checkpoints/      one folder for each, named by its step
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+import torch
+import yaml  # type: ignore[import-untyped]
+
+from stack.base.errors import CheckpointError, ConfigError
+from stack.base.files import write_bytes, write_text
+from stack.base.version import code_version
+from stack.checkpoint.load import Checkpoint, latest, open_checkpoint
+from stack.telemetry.console import say
+
+CONFIG = "config.yaml"
+VERSIONS = "versions.json"
+STEPS = "steps.jsonl"
+CURVES = "tensorboard"
+CHECKPOINTS = "checkpoints"
+
+_GROUPS = ("data", "model", "tasks", "tables", "optim", "train", "run")
+_MAY_CHANGE = frozenset(
+    {"run.dir", "run.name", "train.resume", "train.num_threads", "train.num_prefetch", "train.save_every_steps"}
+    | {"train.log_every_steps", "train.keep_last", "train.max_refused_batches"}
+)
+_PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy", "pyarrow", "safetensors", "hydra-core")
+
+Value = str | int | float | bool | None
+
+
+def find_checkpoint(folder: Path, *, composed: str, resume: bool) -> Checkpoint | None:
+    """The checkpoint to go on from, None for a start from the beginning. Reads only, so every rank can ask.
+
+    Raises:
+        CheckpointError: the folder is not empty and not to be resumed, or is not a run's.
+        ConfigError: an option that matters differs from the run's own.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    if not resume:
+        raise CheckpointError(
+            f"run folder {folder} is not empty: go on from it with train.resume=true, or choose another run.name"
+        )
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder} is not empty and not a run (no {CONFIG}): choose another run.name")
+    _refuse_changes(folder, before=(folder / CONFIG).read_text(), now=composed)
+    found = latest(folder / CHECKPOINTS)
+    for reason in found.ignored:
+        say(f"passed over a checkpoint: {reason}")
+    return None if found.path is None else open_checkpoint(found.path)
+
+
+def write_facts(folder: Path, *, composed: str, seed: int, world_size: int, device: torch.device) -> None:
+    """Writes `config.yaml` and `versions.json`; for rank 0."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts: dict[str, Value] = {
+        "code": code_version(),
+        "seed": seed,
+        "processes": world_size,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+    }
+    write_bytes(folder / VERSIONS, msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
+    write_text(folder / CONFIG, composed)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _refuse_changes(folder: Path, *, before: str, now: str) -> None:
+    """Raises `ConfigError` naming the first option that was different when the run started."""
+    old, new = dict(_options(yaml.safe_load(before))), dict(_options(yaml.safe_load(now)))
+    for key in sorted(old.keys() | new.keys()):
+        if key.split(".")[0] in _GROUPS and key not in _MAY_CHANGE and old.get(key) != new.get(key):
+            raise ConfigError(
+                f"run {folder} was started with {key}={old.get(key)}, now it is {new.get(key)}: "
+                "resume with the same value, or choose another run.name"
+            )
+
+
+def _options(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Leaves of the configuration with their dotted names."""
+    if isinstance(tree, dict) and tree:
+        for name, value in tree.items():
+            yield from _options(value, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, tree

@@ -1,0 +1,144 @@
+"""One training step: forward, agreement of all ranks on the loss, backward with the tables' update, dense update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from stack.base.errors import DataError
+from stack.base.seed import derive
+from stack.data.batch import Batch
+from stack.tables.optim import set_table_learning_rate
+from stack.tasks import TaskOutput
+from stack.train.optim import Schedule
+from stack.train.ranks import totals
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What came of a step, the same on every rank.
+
+    `losses`: mean loss over the global batch of each task with examples in it; `loss`: their weighted sum. `refused`:
+    the loss was not finite, so nothing was learnt from the batch. `stop`: some rank was asked to stop.
+    """
+
+    losses: dict[str, float]
+    loss: float
+    num_examples: int
+    refused: bool
+    stop: bool
+    gradient_norm: float
+    rate_share: float
+
+
+class Stepper:
+    """Learns from one batch at a time.
+
+    Every random draw of a step (dropout) comes from (seed, step, rank) alone, so a resumed run draws what the
+    uninterrupted one drew. Loss of the step: sum over tasks of weight x (sum of example losses / sum of example
+    weights), both sums over all ranks, whatever share of them a rank has.
+    """
+
+    def __init__(
+        self,
+        model: DistributedModelParallel,
+        *,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        dense_learning_rate: float,
+        tables_learning_rate: float,
+        clip_norm: float,
+        task_weights: Mapping[str, float],
+        seed: int,
+    ) -> None:
+        self._model = model
+        self._parameters = list(parameters.values())
+        self._optimizer = optimizer
+        self._schedule = schedule
+        self._dense_learning_rate = dense_learning_rate
+        self._tables_learning_rate = tables_learning_rate
+        self._clip_norm = clip_norm
+        self._task_weights = dict(task_weights)
+        self._seed = seed
+
+    def __call__(self, batch: Batch, *, step: int, asked_to_stop: bool) -> StepResult:
+        """Step number `step`, counted from 0. Raises `DataError` where a finite loss has a gradient that is not."""
+        torch.manual_seed(derive(self._seed, "step", step, dist.get_rank()))
+        share = self._set_rates(step)
+        outputs: dict[str, TaskOutput] = self._model(batch)
+        losses = {name: output.loss_E.sum() for name, output in outputs.items()}
+        sums = _sum_over_ranks(losses, outputs, batch, asked_to_stop)
+        means = {name: sums.losses[name] / weight for name, weight in sums.weights.items() if weight}
+        norm = self._learn(losses, sums.weights, step) if sums.finite else math.nan
+        return StepResult(
+            losses=means,
+            loss=math.fsum(self._task_weights[name] * mean for name, mean in means.items())
+            if sums.finite
+            else math.nan,
+            num_examples=sums.num_examples,
+            refused=not sums.finite,
+            stop=sums.stop,
+            gradient_norm=norm,
+            rate_share=share,
+        )
+
+    def _set_rates(self, step: int) -> float:
+        share = self._schedule(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._dense_learning_rate * share
+        set_table_learning_rate(self._model, self._tables_learning_rate * share)
+        return share
+
+    def _learn(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], step: int) -> float:
+        """Backward (tables move here), clipping and the dense update; returns the norm before clipping."""
+        self._optimizer.zero_grad(set_to_none=True)
+        # DDP and TorchRec average gradients over ranks; times their number it is the sum that the loss is.
+        scale = {name: dist.get_world_size() / weight if weight else 0.0 for name, weight in weights.items()}
+        parts = [loss * (self._task_weights[name] * scale[name]) for name, loss in losses.items()]
+        torch.autograd.backward(torch.stack(parts).sum())
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm, foreach=True))
+        if not math.isfinite(norm):
+            raise DataError(
+                f"step {step}: the loss is finite but its gradient is not, and the tables have taken it: "
+                "resume from the last checkpoint with a lower optim.dense_learning_rate or optim.tables_learning_rate"
+            )
+        self._optimizer.step()
+        return norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """Sums over all ranks: example losses and example weights by task, examples of all groups."""
+
+    losses: dict[str, float]
+    weights: dict[str, float]
+    num_examples: int
+    stop: bool
+
+    @property
+    def finite(self) -> bool:
+        return all(map(math.isfinite, (*self.losses.values(), *self.weights.values())))
+
+
+def _sum_over_ranks(
+    losses: Mapping[str, Tensor], outputs: Mapping[str, TaskOutput], batch: Batch, asked_to_stop: bool
+) -> _Sums:
+    """One reduction for all that ranks must agree on."""
+    names = list(losses)
+    num_examples = sum(examples.num_examples for examples in batch.groups.values())
+    facts = torch.tensor([num_examples, float(asked_to_stop)], dtype=torch.float64, device=batch.user_B.device)
+    numbers = [losses[name].detach() for name in names] + [outputs[name].weight_E.detach().sum() for name in names]
+    found = totals(torch.cat([torch.stack(numbers).double(), facts]))
+    return _Sums(
+        losses=dict(zip(names, found, strict=False)),
+        weights=dict(zip(names, found[len(names) :], strict=False)),
+        num_examples=int(found[-2]),
+        stop=found[-1] > 0,
+    )

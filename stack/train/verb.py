@@ -1,0 +1,40 @@
+"""`stack train`."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from stack.base.dist import own_device, process_group
+from stack.base.seed import seed_everything
+from stack.telemetry.console import say
+from stack.train.build import Setup, build_loop
+from stack.train.memory import keep_freed_memory
+from stack.train.ranks import barrier
+from stack.train.run_folder import find_checkpoint, write_facts
+
+STOPPED_STATUS = 143
+
+
+def train(setup: Setup) -> None:
+    """Trains a model into its run folder, or goes on where the folder's last checkpoint stands.
+
+    Raises `SystemExit(143)` where SIGTERM or Ctrl-C ended it early; the state is saved then.
+    """
+    keep_freed_memory()
+    device = own_device()
+    with process_group(device=device) as world:
+        torch.set_num_threads(setup.train.num_threads or max(1, (os.cpu_count() or 1) // world.size))
+        seed_everything(setup.run.seed)
+        folder = setup.run.folder
+        checkpoint = find_checkpoint(folder, composed=setup.composed, resume=setup.train.resume)
+        barrier()  # nobody writes before everybody has looked
+        if world.first:
+            write_facts(folder, composed=setup.composed, seed=setup.run.seed, world_size=world.size, device=device)
+        barrier()
+        finished = build_loop(setup, device=device, checkpoint=checkpoint).run()
+    if not finished:
+        say(f"stopped as asked, and saved: the same command goes on from {folder}")
+        raise SystemExit(STOPPED_STATUS)
+    say(f"trained: {folder}")
