@@ -114,7 +114,7 @@ def _names(features: Sequence[Feature]) -> list[str]:
 
 def _read_file(file: Path, types: dict[str, pa.DataType]) -> pa.Table:
     try:
-        with pq.ParquetFile(file, memory_map=True) as parquet:
+        with pq.ParquetFile(pa.memory_map(str(file))) as parquet:
             found = parquet.schema_arrow
             for name, kind in types.items():
                 if name not in found.names:
