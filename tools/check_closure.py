@@ -32,13 +32,15 @@ class Installed:
 def installed() -> dict[str, Installed]:
     """The distributions of the running Python, by canonical name."""
     return {
-        canonicalize_name(one.metadata["Name"]): Installed(version=Version(one.version), requires=tuple(one.requires or ()))
+        canonicalize_name(one.metadata["Name"]): Installed(
+            version=Version(one.version), requires=tuple(one.requires or ())
+        )
         for one in distributions()
     }
 
 
 def faults(found: Mapping[str, Installed]) -> list[str]:
-    """A line for each requirement that is not met, sorted; extras of a distribution count where another asks for them."""
+    """A line for each requirement that is not met, sorted. Extras count where another distribution asks for them."""
     extras: dict[str, set[str]] = {name: set() for name in found}
     lines: set[str] = set()
     todo = [(name, "") for name in found]

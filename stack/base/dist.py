@@ -61,6 +61,11 @@ def home_cache() -> str:
     return os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 
 
+def java_home() -> str | None:
+    """The Java that Spark will start, where `$JAVA_HOME` names one."""
+    return os.environ.get("JAVA_HOME") or None
+
+
 def completion_line() -> str:
     """The command line that a shell asks to complete, as far as it is typed."""
     return os.environ.get("COMP_LINE", "")

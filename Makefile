@@ -1,0 +1,67 @@
+# Everything a newcomer types. Each target makes the environment that it needs first.
+#
+#   make demo     a year of a real shop: ingest, train, evaluate, export, serve, two requests answered
+#   make full     the same with the larger training run
+#   make test     what CI runs: format, lint, types, import contracts, closure, tests
+#   make check    all of that but the tests
+#   make format   puts the code in its format
+#   make clean    removes what these targets made, but for prepared data and runs
+
+# PYTHON=...        the interpreter for .venv (3.11)
+# CLOSURE=cuda      the closure for NVIDIA GPUs instead of the CPU one
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+CLOSURE ?= cpu
+
+BIN := .venv/bin
+RUNTIME := .venv/installed-$(CLOSURE)
+DEVELOPMENT := .venv/installed-development
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps
+
+.PHONY: demo full test check format clean environment
+.DELETE_ON_ERROR:
+
+demo: $(RUNTIME)
+	$(BIN)/python -m tools.demo demo
+
+full: $(RUNTIME)
+	$(BIN)/python -m tools.demo full
+
+environment: $(RUNTIME) $(DEVELOPMENT)
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(DEVELOPMENT)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy stack
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_closure.py requirements/$(CLOSURE).txt requirements/build.txt requirements/dev.txt
+
+format: $(DEVELOPMENT)
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# The environment. A stamp is newer than the requirement files it was made from, so a change installs again.
+.venv/made:
+	@test -n "$(PYTHON)" || { echo "no python3.11 or python3 on PATH: install Python 3.11, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), but Python 3.11 is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+$(RUNTIME): .venv/made requirements/$(CLOSURE).txt requirements/build.txt pyproject.toml
+	@echo "installing requirements/$(CLOSURE).txt into .venv: a few minutes the first time"
+	$(INSTALL) -r requirements/build.txt
+	$(INSTALL) -r requirements/$(CLOSURE).txt
+	$(INSTALL) --no-build-isolation --editable .
+	$(BIN)/python tools/check_closure.py requirements/$(CLOSURE).txt requirements/build.txt
+	@touch $@
+
+$(DEVELOPMENT): $(RUNTIME) requirements/dev.txt
+	@echo "installing requirements/dev.txt into .venv"
+	$(INSTALL) -r requirements/dev.txt
+	@touch $@

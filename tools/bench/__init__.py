@@ -1,0 +1,1 @@
+"""Measurements of speed and memory, never run as tests: `python -m tools.bench --help`."""

@@ -1,0 +1,147 @@
+"""Repeats measurements in interleaved rounds, so that a slow spell of the machine falls on all variants alike.
+
+Medians are reported with the lowest and highest value; a ratio is taken within each round, then its median.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.table import Table
+
+from stack.base.version import code_version
+
+RSS_UNIT_BYTES = 1024 if sys.platform.startswith("linux") else 1
+"""`ru_maxrss` counts KiB on Linux."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One measured quantity: a value for each round."""
+
+    name: str
+    unit: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def low(self) -> float:
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        return max(self.values)
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], float]], *, num_rounds: int, num_warmup: int = 1
+) -> dict[str, tuple[float, ...]]:
+    """What each variant returns in each round; every other round runs them in reverse order. Warm-up is discarded."""
+    values: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(num_warmup + num_rounds):
+        names = list(variants) if number % 2 == 0 else list(reversed(variants))
+        for name in names:
+            value = variants[name]()
+            if number >= num_warmup:
+                values[name].append(value)
+    return {name: tuple(found) for name, found in values.items()}
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """Wall-clock seconds of a call."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> Figure:
+    """The ratio of two variants, round by round."""
+    return Figure(name=name, unit="x", values=tuple(a / b for a, b in zip(above, below, strict=True)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Child:
+    """A finished process: its wall time and the most memory it held at once."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def run_child(command: Sequence[str]) -> Child:
+    """Runs a command to its end. Raises `CalledProcessError` where it fails."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, list(command))
+    return Child(seconds=seconds, peak_bytes=usage.ru_maxrss * RSS_UNIT_BYTES)
+
+
+def own_peak_bytes() -> int:
+    """The most memory that this process has held at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT_BYTES
+
+
+def gib(num_bytes: float) -> float:
+    return num_bytes / 2**30
+
+
+def conditions() -> dict[str, object]:
+    """What a figure depends on: code, machine, and how busy it was."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": code_version(),
+        "machine": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
+    }
+
+
+def as_json(figures: Sequence[Figure], *, settings: Mapping[str, object], before: Mapping[str, object]) -> str:
+    """`before` are the conditions at the start; the load at the end is added."""
+    found = {
+        "conditions": {**before, "load_average_at_end": os.getloadavg()},
+        "settings": dict(settings),
+        "figures": [
+            {**asdict(figure), "median": figure.median, "low": figure.low, "high": figure.high} for figure in figures
+        ],
+    }
+    return json.dumps(found, indent=1) + "\n"
+
+
+def as_table(figures: Sequence[Figure]) -> Table:
+    table = Table(title="Medians of interleaved rounds", title_justify="left")
+    for heading in ("figure", "median", "lowest", "highest", "unit", "rounds"):
+        table.add_column(heading, justify="left" if heading in ("figure", "unit") else "right")
+    for figure in figures:
+        numbers = (f"{value:,.2f}" for value in (figure.median, figure.low, figure.high))
+        table.add_row(figure.name, *numbers, figure.unit, str(len(figure.values)))
+    return table
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
