@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,8 +20,7 @@ from rich.table import Table
 
 from stack.base.version import code_version
 
-RSS_UNIT_BYTES = 1024 if sys.platform.startswith("linux") else 1
-"""`ru_maxrss` counts KiB on Linux."""
+POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,20 +79,31 @@ class Child:
 
 
 def run_child(command: Sequence[str]) -> Child:
-    """Runs a command to its end. Raises `CalledProcessError` where it fails."""
+    """Runs a command to its end. Raises `CalledProcessError` where it fails.
+
+    The peak is the kernel's high-water mark, read until the process ends. (`ru_maxrss` would not do: it starts at the
+    memory of the process that forked.) Memory of the command's own children is not counted.
+    """
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    peak_bytes = 0
+    while process.poll() is None:
+        peak_bytes = max(peak_bytes, peak_bytes_of(process.pid))
+        time.sleep(POLL_SECONDS)
     seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, list(command))
-    return Child(seconds=seconds, peak_bytes=usage.ru_maxrss * RSS_UNIT_BYTES)
+    return Child(seconds=seconds, peak_bytes=peak_bytes)
 
 
-def own_peak_bytes() -> int:
-    """The most memory that this process has held at once."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT_BYTES
+def peak_bytes_of(pid: int | str = "self") -> int:
+    """The most memory that a process has held at once (Linux); 0 where it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    lines = [line.split() for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(lines[0][1]) * 1024 if lines else 0
 
 
 def gib(num_bytes: float) -> float:
