@@ -15,8 +15,16 @@ BYTES_PER_WEIGHT = 4
 class Placement(Enum):
     """How the rows of a table are spread over processes."""
 
-    ROW_WISE = "row_wise"
-    TABLE_WISE = "table_wise"
+    row_wise = "row_wise"
+    table_wise = "table_wise"
+
+
+class TableOptimizer(Enum):
+    """What FBGEMM can fuse on CPU and GPU alike (Adam it can fuse on GPU alone)."""
+
+    rowwise_adagrad = "rowwise_adagrad"
+    adagrad = "adagrad"
+    sgd = "sgd"
 
 
 @dataclass(kw_only=True)
@@ -27,7 +35,7 @@ class TablesConfig:
     # embedding width by table name; DUPN section 4.1 for item, shop, brand, category, tags
     default_dim: int = 16
     # width of every table that `dims` does not name
-    placement: Placement = Placement.ROW_WISE
+    placement: Placement = Placement.row_wise
     # over processes: blocks of rows on each, or whole tables on one
     placements: dict[str, Placement] = field(default_factory=dict)
     # exceptions from `placement`, by table name
@@ -55,7 +63,7 @@ class TableSpec:
     name: str
     num_rows: int
     dim: int
-    placement: Placement = Placement.ROW_WISE
+    placement: Placement = Placement.row_wise
 
     @property
     def num_bytes(self) -> int:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
 import torch
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-
-class TableOptimizer(Enum):
-    """What FBGEMM can fuse on CPU and GPU alike (Adam it can fuse on GPU alone)."""
-
-    ROWWISE_ADAGRAD = "rowwise_adagrad"
-    ADAGRAD = "adagrad"
-    SGD = "sgd"
-
+from stack.tables.config import TableOptimizer
 
 _OPTIMIZERS: dict[TableOptimizer, type[torch.optim.Optimizer]] = {
-    TableOptimizer.ROWWISE_ADAGRAD: RowWiseAdagrad,
-    TableOptimizer.ADAGRAD: torch.optim.Adagrad,
-    TableOptimizer.SGD: torch.optim.SGD,
+    TableOptimizer.rowwise_adagrad: RowWiseAdagrad,
+    TableOptimizer.adagrad: torch.optim.Adagrad,
+    TableOptimizer.sgd: torch.optim.SGD,
 }
 
 
@@ -33,7 +24,7 @@ def fuse_optimizer(tables: nn.Module, *, optimizer: TableOptimizer, learning_rat
     the row's gradients in the step.
     """
     settings = {"lr": learning_rate}
-    if optimizer is not TableOptimizer.SGD:
+    if optimizer is not TableOptimizer.sgd:
         settings["eps"] = eps
     apply_optimizer_in_backward(_OPTIMIZERS[optimizer], tables.parameters(), settings)
 

@@ -124,7 +124,7 @@ def _placements(specs: list[TableSpec]) -> dict[str, ParameterShardingGenerator]
     load = [0] * dist.get_world_size()
     placements: dict[str, ParameterShardingGenerator] = {}
     for spec in sorted(specs, key=lambda spec: (-spec.num_bytes, spec.name)):
-        if spec.placement is Placement.ROW_WISE:
+        if spec.placement is Placement.row_wise:
             placements[module_name(spec.name)] = row_wise()
         else:
             rank = load.index(min(load))

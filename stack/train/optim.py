@@ -11,32 +11,34 @@ import torch
 from torch import Tensor, nn
 
 from stack.base.errors import CheckpointError, ConfigError
-from stack.tables.optim import TableOptimizer
+from stack.tables.config import TableOptimizer
 
 
 class DenseOptimizer(Enum):
-    ADAM = "adam"
-    ADAGRAD = "adagrad"
+    adam = "adam"
+    adagrad = "adagrad"
 
 
 class Decay(Enum):
     """How learning rates go on after the warm-up."""
 
-    CONSTANT = "constant"
-    LINEAR = "linear"
-    COSINE = "cosine"
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
 
 
 @dataclass(kw_only=True)
 class OptimConfig:
     """The `optim` group of the configuration."""
 
-    dense: DenseOptimizer = DenseOptimizer.ADAM
+    dense: DenseOptimizer = DenseOptimizer.adam
     # optimizer of everything but the tables; DUPN used Adagrad
     dense_learning_rate: float = 1e-3
+    dense_eps: float = 1e-8
+    # added to the root of the second moment (adam) or of the sum of squares (adagrad)
     dense_weight_decay: float = 0.0
     # per step, times the learning rate (decoupled) for adam; added to the gradient for adagrad
-    tables: TableOptimizer = TableOptimizer.ROWWISE_ADAGRAD
+    tables: TableOptimizer = TableOptimizer.rowwise_adagrad
     # optimizer of the tables, fused into the backward pass
     tables_learning_rate: float = 0.02
     tables_eps: float = 1e-8
@@ -45,12 +47,12 @@ class OptimConfig:
     # largest norm of the dense gradient, over all parameters; table gradients are not clipped
     warmup_steps: int = 0
     # steps in which both learning rates grow linearly to their full value
-    decay: Decay = Decay.CONSTANT
+    decay: Decay = Decay.constant
     final_share: float = 0.1
     # what linear and cosine decay leave of the learning rates at the last step
 
     def __post_init__(self) -> None:
-        for name in ("dense_learning_rate", "tables_learning_rate", "tables_eps", "clip_norm"):
+        for name in ("dense_learning_rate", "dense_eps", "tables_learning_rate", "tables_eps", "clip_norm"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"optim.{name}={value} must be above 0 and finite")
@@ -76,9 +78,9 @@ class Schedule:
             return (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(self.num_steps - 1 - self.warmup_steps, 1)
         done = min(done, 1.0)
-        if self.decay is Decay.LINEAR:
+        if self.decay is Decay.linear:
             left = 1.0 - done
-        elif self.decay is Decay.COSINE:
+        elif self.decay is Decay.cosine:
             left = 0.5 * (1.0 + math.cos(math.pi * done))
         else:
             return 1.0
@@ -94,13 +96,13 @@ def build_schedule(config: OptimConfig, *, num_steps: int) -> Schedule:
 
 def build_dense_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
     """Adam (with decoupled weight decay) or Adagrad, in the order of `parameters`."""
-    weights = list(parameters.values())
-    if config.dense is DenseOptimizer.ADAM:
-        return torch.optim.AdamW(
-            weights, lr=config.dense_learning_rate, weight_decay=config.dense_weight_decay, foreach=True
-        )
-    return torch.optim.Adagrad(
-        weights, lr=config.dense_learning_rate, weight_decay=config.dense_weight_decay, foreach=True
+    kind = torch.optim.AdamW if config.dense is DenseOptimizer.adam else torch.optim.Adagrad
+    return kind(
+        list(parameters.values()),
+        lr=config.dense_learning_rate,
+        eps=config.dense_eps,
+        weight_decay=config.dense_weight_decay,
+        foreach=True,
     )
 
 

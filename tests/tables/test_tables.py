@@ -137,10 +137,10 @@ def test_first_values_depend_on_the_row_and_not_on_who_holds_it(monkeypatch: pyt
 
 
 def test_specs_take_dims_headroom_and_placements_from_the_configuration() -> None:
-    config = TablesConfig(dims={"item": 32}, headroom=0.1, placements={"shop": Placement.TABLE_WISE})
+    config = TablesConfig(dims={"item": 32}, headroom=0.1, placements={"shop": Placement.table_wise})
     item, shop = table_specs(config, names=["item", "shop"], num_rows={"item": 101, "shop": 5, "user": 9})
-    assert item == TableSpec(name="item", num_rows=112, dim=32, placement=Placement.ROW_WISE)
-    assert shop == TableSpec(name="shop", num_rows=6, dim=16, placement=Placement.TABLE_WISE)
+    assert item == TableSpec(name="item", num_rows=112, dim=32, placement=Placement.row_wise)
+    assert shop == TableSpec(name="shop", num_rows=6, dim=16, placement=Placement.table_wise)
     assert item.num_bytes == 112 * 33 * 4
 
 
@@ -152,14 +152,14 @@ def test_bad_table_settings_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"tables\.init_range=0 must be above 0"):
         TablesConfig(init_range=0)
     with pytest.raises(ConfigError, match=r"tables\.placements names 'itm'; the dataset has the tables: item"):
-        table_specs(TablesConfig(placements={"itm": Placement.ROW_WISE}), names=["item"], num_rows={"item": 3})
+        table_specs(TablesConfig(placements={"itm": Placement.row_wise}), names=["item"], num_rows={"item": 3})
     with pytest.raises(DataError, match=r"no vocabulary for shop; it has: item"):
         table_specs(TablesConfig(), names=["item", "shop"], num_rows={"item": 3})
 
 
 def _sharded() -> DistributedModelParallel:
     tables = Tables(worker.SPECS)
-    fuse_optimizer(tables, optimizer=TableOptimizer.ROWWISE_ADAGRAD, learning_rate=0.1, eps=1e-8)
+    fuse_optimizer(tables, optimizer=TableOptimizer.rowwise_adagrad, learning_rate=0.1, eps=1e-8)
     return shard(worker.Model(tables), device=torch.device("cpu"), seed=1, init_range=0.05)
 
 

@@ -21,7 +21,7 @@ from stack.tables.shard import shard, table_shards
 
 SPECS = (
     TableSpec(name="item", num_rows=23, dim=8),
-    TableSpec(name="type", num_rows=7, dim=4, placement=Placement.TABLE_WISE),
+    TableSpec(name="type", num_rows=7, dim=4, placement=Placement.table_wise),
     TableSpec(name="tags", num_rows=11, dim=4),
 )
 SEED, INIT_RANGE, LEARNING_RATE, EPS = 3, 0.05, 0.1, 1e-8
@@ -57,7 +57,7 @@ def targets(step: int, width: int, which: int) -> np.ndarray:
 def run(world: World) -> list[dict[str, object]]:
     """Trains and returns this rank's rows."""
     tables = Tables(SPECS)
-    fuse_optimizer(tables, optimizer=TableOptimizer.ROWWISE_ADAGRAD, learning_rate=LEARNING_RATE, eps=EPS)
+    fuse_optimizer(tables, optimizer=TableOptimizer.rowwise_adagrad, learning_rate=LEARNING_RATE, eps=EPS)
     model = shard(Model(tables), device=torch.device("cpu"), seed=SEED, init_range=INIT_RANGE)
     # Uneven on purpose: rank 1 of 2 has 4 owners, rank 0 has 8.
     cut = [0, NUM_OWNERS] if world.size == 1 else [0, 8, NUM_OWNERS]

@@ -39,7 +39,9 @@ def test_the_cpu_package_stands_in_for_torchrec_alone() -> None:
 
 def test_a_cuda_build_of_torch_on_a_cpu_machine_is_explained() -> None:
     (line,) = faults({"torch": _one("2.13.0", "nvidia-nccl-cu13==2.29.7")})
-    assert line.endswith("not installed (this is the CUDA build of torch: see docs/dependencies.md for how to get the CPU build)")
+    assert line.endswith(
+        "not installed (this is the CUDA build of torch: see docs/dependencies.md for how to get the CPU build)"
+    )
 
 
 def test_pins_match_the_public_version_and_comments_are_passed_over() -> None:
@@ -61,7 +63,9 @@ def test_the_cuda_file_differs_from_the_cpu_file_only_by_what_cuda_needs() -> No
         return {line for line in lines if not line.startswith("#")}
 
     assert pins("cpu") - pins("cuda") == {"fbgemm-gpu-cpu==1.8.0"}
-    assert all(line.startswith(("nvidia-", "cuda-", "triton", "fbgemm-gpu==1.8.0")) for line in pins("cuda") - pins("cpu"))
+    assert all(
+        line.startswith(("nvidia-", "cuda-", "triton", "fbgemm-gpu==1.8.0")) for line in pins("cuda") - pins("cpu")
+    )
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda", "build", "dev"])
