@@ -58,7 +58,7 @@ class Stepper:
         task_weights: Mapping[str, float],
         seed: int,
     ) -> None:
-        self._model = model
+        self.model = model
         self._parameters = list(parameters.values())
         self._optimizer = optimizer
         self._schedule = schedule
@@ -72,7 +72,7 @@ class Stepper:
         """Step number `step`, counted from 0. Raises `DataError` where a finite loss has a gradient that is not."""
         torch.manual_seed(derive(self._seed, "step", step, dist.get_rank()))
         share = self._set_rates(step)
-        outputs: dict[str, TaskOutput] = self._model(batch)
+        outputs: dict[str, TaskOutput] = self.model(batch)
         losses = {name: output.loss_E.sum() for name, output in outputs.items()}
         sums = _sum_over_ranks(losses, outputs, batch, asked_to_stop)
         means = {name: sums.losses[name] / weight for name, weight in sums.weights.items() if weight}
@@ -93,7 +93,7 @@ class Stepper:
         share = self._schedule(step)
         for group in self._optimizer.param_groups:
             group["lr"] = self._dense_learning_rate * share
-        set_table_learning_rate(self._model, self._tables_learning_rate * share)
+        set_table_learning_rate(self.model, self._tables_learning_rate * share)
         return share
 
     def _learn(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], step: int) -> float:
