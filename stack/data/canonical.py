@@ -106,7 +106,7 @@ ITEM_FEATURES = (
     Feature(name="category", table="category"),
     Feature(name="tags", table="tags", multi=True),
 )
-"""The five features of an item (DUPN section 4.1). The shop of a candidate is the shop of its moment where the query
-has one, else the most frequent shop of the item on earlier days."""
+"""The five features of an item (DUPN section 4.1). The shop of a candidate is that of `items` where it has the column, else
+the shop of its moment where the query has one, else unknown."""
 
 PROPERTIES = (Feature(name="scenario", table="scenario"), Feature(name="type", table="type"))

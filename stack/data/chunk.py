@@ -1,0 +1,309 @@
+"""One chunk of days in vocabulary rows: events, moments, and the examples of every group, as flat tables.
+
+Every table has `bucket`, `user`, `day` and `time`, so that `stack.data.timeline` can cut it into timelines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ibis.expr.types import IntegerColumn, Table
+
+from stack.data import coding, features, groups, negatives
+from stack.data.canonical import Canonical
+from stack.data.days import SECONDS_PER_DAY, day_name
+from stack.data.engine import Engine
+from stack.data.schema import Feature
+from stack.data.vocabulary import USER, Vocabularies, encode
+
+MOMENT_FACTOR = 2**32
+"""moment_id = user row * 2^32 + time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkSettings:
+    """What of the configuration shapes examples."""
+
+    negatives: negatives.NegativesConfig
+    price_edges: tuple[float, ...]
+    num_buckets: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Materialised tables of the days `first`..`last`. `examples[group]` is sorted by nothing; see `timeline.ORDER`."""
+
+    first: int
+    last: int
+    events: Table
+    moments: Table
+    profiles: Table
+    examples: dict[str, Table]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Raw:
+    """The chunk's rows before coding, ids as in the log, each with `day`."""
+
+    events: Table
+    moments: Table
+    pools: Table | None
+    impressions: Table | None
+    follow: Table | None
+
+
+class ChunkBuilder:
+    """Builds chunks of one source. `words` grows with every chunk; `state` is passed in and not changed."""
+
+    def __init__(
+        self, *, canonical: Canonical, valid: Table, engine: Engine, words: Vocabularies, settings: ChunkSettings
+    ) -> None:
+        self._source = canonical
+        self._valid = valid
+        self._engine = engine
+        self._words = words
+        self._settings = settings
+        self._sides = coding.sides(canonical)
+        for name, kind in coding.id_types(canonical).items():
+            words.load(name, kind)
+
+    def build(self, *, first: int, last: int, state: dict[str, Table]) -> Chunk:
+        """The chunk `first`..`last`; call it inside `engine.scope()`. New ids are on disk when it returns."""
+        raw = self._raw(first, last)
+        self._extend_vocabularies(raw, first, last)
+        items = self._side(self._source.items, "item", self._sides.of_candidate, "item")
+        events = self._events(raw, items)
+        moments = self._moments(raw)
+        examples: dict[str, Table] = {}
+        for group in self._source.schema.groups:
+            if group.name == "impression":
+                found = self._impressions(raw, events, moments, items, state)
+            elif group.name == "price":
+                found = groups.price(events=events, moments=moments, state=state, edges=self._settings.price_edges)
+            elif group.name == "follow":
+                found = self._follow(raw, moments)
+            else:
+                assert group.name == "shop", f"ingest makes no examples for the group {group.name!r}"
+                found = groups.shop(moments=moments, num_shops=self._num_shops(first, last))
+            examples[group.name] = self._engine.materialize(f"examples_{group.name}", found)
+        profiles = self._profiles(events, moments)
+        return Chunk(first=first, last=last, events=events, moments=moments, profiles=profiles, examples=examples)
+
+    def _raw(self, first: int, last: int) -> _Raw:
+        source, keep = self._source, self._engine.materialize
+        valid = self._valid.filter(self._valid.day.between(first, last))
+        events = keep("raw_events", valid)
+        impressions = (
+            None if source.impressions is None else keep("raw_shown", _of_days(source.impressions, first, last))
+        )
+        follow = None if source.follow is None else keep("raw_follow", _of_days(source.follow, first, last))
+        query = [feature.name for feature in source.schema.query]
+        found = []
+        if source.visits is not None:
+            visits = _of_days(source.visits, first, last)
+            if "pool" not in visits.columns:
+                visits = visits.mutate(pool=visits.day.cast("int64"))
+            found.append(visits.mutate(priority=0))
+        elif impressions is not None:
+            found.append(impressions.mutate(priority=0, pool=impressions.day.cast("int64")))
+        else:
+            bought = events.filter(events.type.isin(source.positive_types))
+            found.append(bought.mutate(priority=bought.row_id, pool=bought.day.cast("int64")))
+        if follow is not None:
+            found.append(follow.mutate(priority=ibis.literal(2**62, "int64"), pool=ibis.null("int64")))
+        like = found[0]
+        parts = [_query_columns(part, query, like) for part in found]
+        every = parts[0] if len(parts) == 1 else parts[0].union(*parts[1:])
+        order = ["priority", "pool", *query]
+        rank = ibis.row_number().over(group_by=["user", "time"], order_by=order)
+        moments = every.mutate(rank=rank).filter(lambda t: t.rank == 0).drop("rank", "priority")
+        moments = keep("raw_moments", moments)
+        pools = None if source.pools is None else keep("raw_pools", source.pools.semi_join(moments, "pool"))
+        return _Raw(events=events, moments=moments, pools=pools, impressions=impressions, follow=follow)
+
+    def _extend_vocabularies(self, raw: _Raw, first: int, last: int) -> None:
+        found: dict[str, list[Table]] = {}
+
+        def add(table: str, rows: Table, column: str) -> None:
+            found.setdefault(table, []).append(rows.select(raw=rows[column], day=rows.day))
+
+        add(USER, raw.events, "user")
+        add(USER, raw.moments, "user")
+        for feature in self._sides.own:
+            add(feature.table, raw.events, feature.name)
+        for feature in self._source.schema.query:
+            add(feature.table, raw.moments, feature.name)
+        if raw.pools is not None:
+            days = raw.moments.group_by("pool").agg(day=lambda t: t.day.min())
+            add("item", raw.pools.inner_join(days, "pool").group_by("item").agg(day=lambda t: t.day.min()), "item")
+        if raw.impressions is not None:
+            add("item", raw.impressions, "item")
+        if raw.follow is not None:
+            for feature in self._source.schema.group("follow").candidate:
+                add(feature.table, raw.follow, feature.name)
+        self._extend(found, last)
+        found.clear()
+        for side, key, table, parts in (
+            (self._source.items, "item", "item", self._sides.of_candidate),
+            (self._source.users, "user", USER, self._source.schema.profile),
+        ):
+            if side is not None and parts:
+                dated = coding.first_days(coding.versions(side, key), key, self._words.table(table), last)
+                for feature in parts:
+                    column = dated[feature.name].unnest() if feature.multi else dated[feature.name]
+                    found.setdefault(feature.table, []).append(dated.select(raw=column, day=dated.day))
+        self._extend(found, last)
+
+    def _extend(self, found: dict[str, list[Table]], last: int) -> None:
+        for table, parts in found.items():
+            every = [part.mutate(raw=part.raw.cast(self._words.table(table).raw.type())) for part in parts]
+            union = every[0] if len(every) == 1 else every[0].union(*every[1:])
+            self._words.extend(table, union, chunk=day_name(last))
+
+    def _side(self, side: Table | None, key: str, parts: tuple[Feature, ...], table: str) -> Table | None:
+        if side is None or not parts:
+            return None
+        coded = coding.encode_side(coding.versions(side, key), key, parts, self._words, table)
+        return self._engine.materialize(f"side_{key}", coded)
+
+    def _events(self, raw: _Raw, items: Table | None) -> Table:
+        source, sides = self._source, self._sides
+        events = raw.events.mutate(
+            bucket=_bucket(raw.events.user, self._settings.num_buckets),
+            positive=raw.events.type.isin(source.positive_types),
+        )
+        own = {feature.name: self._words.table(feature.table) for feature in sides.own}
+        events = encode(events, {USER: self._words.table(USER), **own})
+        absent = [name for name in ("item", "shop", "scenario", "type") if name not in own]
+        events = events.mutate(**{name: ibis.literal(0, "int64") for name in absent})
+        if items is not None:
+            events = self._with_side(events, items)
+        if "discounted" not in events.columns:
+            events = events.mutate(discounted=ibis.literal(0, "int64"))
+        events = self._complete(events, sides.of_item)
+        wanted = coding.event_schema(source)
+        return self._engine.materialize("events", events.select(**{n: events[n].cast(t) for n, t in wanted.items()}))
+
+    def _with_side(self, table: Table, items: Table) -> Table:
+        """Side information of the item as of `time`. A shop that is unknown (row 0) is that of the item, if it has one."""
+        if "shop" not in items.columns:
+            return coding.as_of(table, items, "item", dated=self._sides.dated_items)
+        joined = coding.as_of(table, items.rename(shop_of_item="shop"), "item", dated=self._sides.dated_items)
+        shop = joined.shop.nullif(0) if "shop" in table.columns else ibis.null("int64")
+        return joined.mutate(shop=shop.fill_null(joined.shop_of_item).fill_null(0)).drop("shop_of_item")
+
+    def _complete(self, table: Table, of_item: tuple[Feature, ...]) -> Table:
+        """Features of the item that are null become unknown; `brand` and `category` are there in any case."""
+        table = coding.fill_unknown(table, of_item)
+        absent = [name for name in coding.ALWAYS if name not in table.columns]
+        table = table.mutate(**{name: ibis.literal(0, "int64") for name in absent})
+        if isinstance(table.user, IntegerColumn) and "bucket" in table.columns:
+            table = table.mutate(bucket=table.bucket.fill_null(table.user % self._settings.num_buckets).cast("int32"))
+        return table
+
+    def _moments(self, raw: _Raw) -> Table:
+        query = {feature.name: self._words.table(feature.table) for feature in self._source.schema.query}
+        moments = raw.moments.mutate(bucket=_bucket(raw.moments.user, self._settings.num_buckets))
+        moments = encode(moments, {USER: self._words.table(USER), **query})
+        moments = self._complete(moments, ()).mutate(moment_id=moments.user * MOMENT_FACTOR + moments.time)
+        kept = ["moment_id", "bucket", "user", "day", "time", "pool", *query]
+        return self._engine.materialize("moments", moments.select(*kept))
+
+    def _impressions(
+        self, raw: _Raw, events: Table, moments: Table, items: Table | None, state: dict[str, Table]
+    ) -> Table:
+        group = self._source.schema.group("impression")
+        keep = self._engine.materialize
+        if raw.impressions is not None:
+            shown = encode(raw.impressions, {USER: self._words.table(USER), "item": self._words.table("item")})
+            drawn = groups.observed(shown, moments)
+        else:
+            drawn = self._drawn(raw, events, moments, state)
+        columns = ["moment_id", "bucket", "user", "day", "time", *(f.name for f in self._source.schema.query)]
+        examples = drawn.inner_join(moments.select(*columns), "moment_id")
+        if items is not None:
+            if (
+                "shop" in items.columns and "shop" in examples.columns
+            ):  # a candidate's own shop goes before the moment's
+                examples = examples.drop("shop")
+            examples = self._with_side(examples, items)
+        parts = tuple(f for f in self._sides.of_candidate if f in group.candidate)
+        examples = keep("candidates", self._complete(examples, parts))
+        return features.ranking_features(examples=examples, events=events, state=state, names=group.dense)
+
+    def _drawn(self, raw: _Raw, events: Table, moments: Table, state: dict[str, Table]) -> Table:
+        settings = self._settings.negatives
+        keep = self._engine.materialize
+        asked = moments.filter(moments.pool.notnull())
+        positives = keep("positives", groups.positives(events=events, moments=asked))
+        days = asked.select("day").distinct()
+        if raw.pools is None:
+            item_days = features.item_days(events=events, state=state)
+            pools = negatives.daily_pools(days=days, item_days=item_days, pool_days=settings.pool_days)
+        else:
+            pools = encode(raw.pools, {"item": self._words.table("item")}).mutate(day=raw.pools.day.cast("int32"))
+        pools = keep("pools", pools)
+        popularity = features.popularity(events=events, state=state, days=pools.select("day").distinct())
+        drawn = negatives.draw(
+            moments=asked,
+            positives=positives,
+            pools=pools,
+            popularity=keep("popularity", popularity),
+            settings=settings,
+        )
+        return keep("drawn", drawn)
+
+    def _follow(self, raw: _Raw, moments: Table) -> Table:
+        assert raw.follow is not None, "the schema has the group 'follow', the source no follow table"
+        icons = {f.name: self._words.table(f.table) for f in self._source.schema.group("follow").candidate}
+        coded = encode(raw.follow, {USER: self._words.table(USER), **icons})
+        return groups.at_moments(coded.drop("day"), moments)
+
+    def _profiles(self, events: Table, moments: Table) -> Table:
+        """(user, since, until, features) of the chunk's users, in rows; for sources without profiles no rows."""
+        parts = self._source.schema.profile
+        side = self._side(self._source.users, "user", parts, USER)
+        if side is None:
+            return (
+                events.select("bucket", "user", "time").limit(0).rename(since="time").mutate(until=ibis.null("int64"))
+            )
+        users = events.select("bucket", "user").union(moments.select("bucket", "user"), distinct=True)
+        return self._engine.materialize("profiles", side.inner_join(users, "user"))
+
+    def _num_shops(self, first: int, last: int) -> Table:
+        """(day, num_shops): shops known at the start of each day."""
+        table = self._source.schema.group("shop").candidate[0].table
+        days = list(range(first, last + 1))
+        sizes = [self._words.num_rows(day - 1)[table] - 1 for day in days]
+        path = Path(self._engine.folder) / f"num_shops_{first}.parquet"
+        pq.write_table(pa.table({"day": pa.array(days, pa.int32()), "num_shops": pa.array(sizes, pa.int64())}), path)
+        return self._engine.read([path], ibis.schema({"day": "int32", "num_shops": "int64"}))
+
+
+def _of_days(table: Table, first: int, last: int) -> Table:
+    """Rows of the days, with `day`; rows without a user are no moments."""
+    start, end = first * SECONDS_PER_DAY, (last + 1) * SECONDS_PER_DAY
+    rows = table.filter(table.user.notnull() & (table.time >= start) & (table.time < end))
+    return rows.mutate(time=rows.time.cast("int64"), day=(rows.time // SECONDS_PER_DAY).cast("int32"))
+
+
+def _query_columns(part: Table, query: list[str], like: Table) -> Table:
+    values = {
+        name: part[name].cast(like[name].type()) if name in part.columns else ibis.null(like[name].type())
+        for name in query
+    }
+    user = part.user.cast(like.user.type())
+    return part.select(
+        "time", "day", user=user, pool=part.pool.cast("int64"), priority=part.priority.cast("int64"), **values
+    )
+
+
+def _bucket(user: ibis.Column, num_buckets: int) -> ibis.Column:
+    """Whole-number ids modulo the number of buckets; null for text, whose bucket comes from the vocabulary row."""
+    if not isinstance(user, IntegerColumn):
+        return ibis.null("int32")
+    return (((user % num_buckets) + num_buckets) % num_buckets).cast("int32")

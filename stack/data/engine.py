@@ -1,0 +1,188 @@
+"""The two engines that ingest runs on, behind the few operations that ibis leaves to each backend.
+
+Expressions are the same for both. `materialize` ends an expression: its rows are computed once and kept (spilled to
+the temporary folder where memory ends) until the surrounding `scope` closes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+
+import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ibis.backends import BaseBackend
+from ibis.expr.types import Table
+
+from stack.base.errors import MachineError
+
+
+class EngineName(StrEnum):
+    """Where the expressions run: in this process, or on Spark (a session of its own on this machine)."""
+
+    duckdb = "duckdb"
+    spark = "spark"
+
+
+class Engine(ABC):
+    """Runs ibis expressions. `backend` is what sources read their files with."""
+
+    backend: BaseBackend
+
+    def __init__(self, *, folder: Path) -> None:
+        self.folder = folder
+        self._numbers = itertools.count()
+        self._scopes: list[list[str]] = [[]]
+
+    @abstractmethod
+    def _keep(self, name: str, expression: Table) -> Table:
+        """Computes `expression` and keeps it as `name`."""
+
+    @abstractmethod
+    def _forget(self, name: str) -> None:
+        """Frees what `_keep` kept."""
+
+    @abstractmethod
+    def _open(self, paths: Sequence[Path]) -> Table:
+        """The rows of Parquet files of one schema."""
+
+    @abstractmethod
+    def _arrow(self, expression: Table) -> pa.Table:
+        """The rows of `expression`, in its order."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the engine; its tables are gone."""
+
+    def materialize(self, name: str, expression: Table) -> Table:
+        """The same rows, computed once; `name` is for people who read plans."""
+        unique = f"{name}_{next(self._numbers)}"
+        self._scopes[-1].append(unique)
+        return self._keep(unique, expression)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Tables materialised in the block are freed at its end."""
+        self._scopes.append([])
+        try:
+            yield
+        finally:
+            for name in self._scopes.pop():
+                self._forget(name)
+
+    def fetch(self, expression: Table) -> pa.Table:
+        """The rows of `expression` in this process, with the Arrow types of its schema."""
+        return self._arrow(expression).cast(expression.schema().to_pyarrow())
+
+    def write(self, expression: Table, path: Path) -> None:
+        """Writes one Parquet file."""
+        pq.write_table(self.fetch(expression), path, compression="zstd")
+
+    def read(self, paths: Sequence[Path], schema: ibis.Schema) -> Table:
+        """The rows of Parquet files of the given schema; of none where there are no files."""
+        if not paths:
+            empty = self.folder / f"empty_{next(self._numbers)}.parquet"
+            pq.write_table(schema.to_pyarrow().empty_table(), empty)
+            paths = [empty]
+        table = self._open(paths)
+        return table.select(**{name: table[name].cast(dtype) for name, dtype in schema.items()})
+
+
+class DuckEngine(Engine):
+    """DuckDB in this process: bounded memory, spills to `folder`."""
+
+    def __init__(self, *, folder: Path, memory_limit_gib: float, num_threads: int) -> None:
+        super().__init__(folder=folder)
+        spill = folder / "spill"
+        spill.mkdir()
+        self._connection = ibis.duckdb.connect(
+            memory_limit=f"{memory_limit_gib}GiB",
+            threads=num_threads,
+            temp_directory=str(spill),
+            preserve_insertion_order=False,
+        )
+        self.backend = self._connection
+
+    def _keep(self, name: str, expression: Table) -> Table:
+        return self._connection.create_table(name, expression)
+
+    def _forget(self, name: str) -> None:
+        # ibis 12 writes its DROP statements over two lines, which DuckDB 2.0 refuses
+        self._connection.con.execute(f'DROP TABLE "{name}"')
+
+    def _open(self, paths: Sequence[Path]) -> Table:
+        return self._connection.read_parquet([str(path) for path in paths])
+
+    def _arrow(self, expression: Table) -> pa.Table:
+        return self._connection.to_pyarrow(expression)
+
+    def close(self) -> None:
+        self._connection.disconnect()
+
+
+class SparkEngine(Engine):
+    """Spark in local mode; materialised tables are Parquet files in `folder`."""
+
+    def __init__(self, *, folder: Path, memory_limit_gib: float, num_threads: int) -> None:
+        super().__init__(folder=folder)
+        if shutil.which("java") is None:
+            raise MachineError("ingest.engine=spark needs Java, and there is no program `java`: install a JDK (17)")
+        try:
+            from pyspark.sql import SparkSession
+        except ImportError as error:
+            raise MachineError("ingest.engine=spark needs pyspark: pip install 'stack[spark]'") from error
+        self._session = (
+            SparkSession.builder.master(f"local[{num_threads}]")
+            .appName("stack ingest")
+            .config("spark.driver.memory", f"{int(memory_limit_gib * 1024)}m")
+            .config("spark.sql.shuffle.partitions", str(num_threads))
+            .config("spark.sql.session.timeZone", "UTC")
+            .config("spark.sql.warehouse.dir", str(folder / "warehouse"))
+            .config("spark.local.dir", str(folder))
+            .config("spark.ui.enabled", "false")
+            .config("spark.ui.showConsoleProgress", "false")
+            .getOrCreate()
+        )
+        self.backend = ibis.pyspark.connect(self._session)
+
+    def _keep(self, name: str, expression: Table) -> Table:
+        path = self.folder / name
+        self.backend.to_parquet(expression, path)
+        return self.backend.read_parquet(path)
+
+    def _forget(self, name: str) -> None:
+        shutil.rmtree(self.folder / name)
+
+    def _open(self, paths: Sequence[Path]) -> Table:
+        name = f"files_{next(self._numbers)}"
+        self._session.read.parquet(*(str(path) for path in paths)).createOrReplaceTempView(name)
+        return self.backend.table(name)
+
+    def _arrow(self, expression: Table) -> pa.Table:
+        return self._session.sql(self.backend.compile(expression)).toArrow()
+
+    def close(self) -> None:
+        self._session.stop()
+
+
+@contextmanager
+def open_engine(
+    *, name: EngineName, memory_limit_gib: float, num_threads: int, temp_folder: Path | None
+) -> Iterator[Engine]:
+    """An engine and its temporary folder, both gone at the end of the block."""
+    if temp_folder is not None:
+        temp_folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="stack-ingest-", dir=temp_folder) as folder:
+        kind = DuckEngine if name is EngineName.duckdb else SparkEngine
+        engine = kind(folder=Path(folder), memory_limit_gib=memory_limit_gib, num_threads=num_threads)
+        try:
+            yield engine
+        finally:
+            engine.close()
