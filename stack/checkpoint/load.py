@@ -28,6 +28,8 @@ from stack.checkpoint.manifest import (
 )
 from stack.tables.rows import TableShard
 
+_BLOCK_ROWS = 262_144
+
 
 @dataclass(frozen=True, kw_only=True)
 class Latest:
@@ -92,11 +94,14 @@ class Checkpoint:
                     f"the model's has {wanted[0]} rows of {wanted[1]}, state {list(wanted[2])}: "
                     "resume with the configuration and data it was saved with"
                 )
-            saved = self.table_rows(shard.name, shard.first_row, int(shard.weight_ND.shape[0]))
-            with torch.no_grad():
-                shard.weight_ND.copy_(saved.weight_ND)
-                for key, value in shard.state.items():
-                    value.copy_(saved.state[key].view(value.shape))
+            held = int(shard.weight_ND.shape[0])
+            for start in range(0, held, _BLOCK_ROWS):  # a bounded copy, whatever the size of the table
+                block = slice(start, min(start + _BLOCK_ROWS, held))
+                saved = self.table_rows(shard.name, shard.first_row + start, block.stop - start)
+                with torch.no_grad():
+                    shard.weight_ND[block].copy_(saved.weight_ND)
+                    for key, value in shard.state.items():
+                        value[block].copy_(saved.state[key].view(value[block].shape))
 
     def dense(self) -> dict[str, Tensor]:
         """Parameters and buffers by name."""
@@ -158,7 +163,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     for name, entry in manifest.files.items():
         file = safe_join(path, name)
         if name not in present:
-            raise CheckpointError(f"{file} is missing: use an older checkpoint")
+            raise CheckpointError(f"{file} is missing: delete its checkpoint to use an older one")
         if file.stat().st_size != entry.num_bytes:
             raise _damaged(file, f"it has {file.stat().st_size} bytes, the manifest says {entry.num_bytes}")
     extra = sorted(present - set(manifest.files))
@@ -189,4 +194,4 @@ def latest(folder: Path) -> Latest:
 
 
 def _damaged(file: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{file} is damaged: {reason}: use an older checkpoint")
+    return CheckpointError(f"{file} is damaged: {reason}: delete its checkpoint to use an older one")

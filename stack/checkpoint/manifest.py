@@ -123,11 +123,9 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
             )
         manifest = msgspec.json.decode(data, type=CheckpointManifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}: use an older checkpoint") from error
+        raise CheckpointError(f"{file} is damaged: {error}: delete its checkpoint to use an older one") from error
     if manifest.digest != _digest(manifest):
-        raise CheckpointError(
-            f"{file} is damaged: it does not have the digest it was written with: use an older checkpoint"
-        )
+        raise CheckpointError(f"{file} is damaged: its digest is another: delete its checkpoint to use an older one")
     return manifest
 
 

@@ -12,6 +12,7 @@ publishes nothing and every rank raises. A kill at any moment leaves the older c
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from stack.base.errors import CheckpointError
 from stack.base.files import ASIDE, sha256_of, sync
+from stack.checkpoint.load import open_checkpoint
 from stack.checkpoint.manifest import (
     DENSE,
     FORMAT_VERSION,
@@ -82,15 +84,13 @@ def save_checkpoint(
 
     `shards` has each table at most once and together over ranks every row once. `dense`, `optimizer` (by names the
     caller chooses), `loop` and `context` are taken from rank 0. `barrier` waits for all ranks. `folder` is the same
-    place for all of them.
+    place for all of them. A damaged checkpoint of the same step is renamed to `<step>.damaged-1`, not deleted.
 
     Raises:
-        CheckpointError: there is a checkpoint of this step, a rank could not write, or the shards do not cover a table.
+        CheckpointError: a whole checkpoint has this step, a rank could not write, or rows are missing or held twice.
     """
     name = checkpoint_name(step)
     save = _Save(final=folder / name, aside=folder / f"{ASIDE}{name}", rank=rank, world_size=world_size)
-    if save.final.exists():
-        raise CheckpointError(f"{save.final} exists: a checkpoint is never overwritten; delete it or resume from it")
     phases: list[Callable[[], None]] = [
         lambda: _begin(save),
         lambda: _write_own(save, shards, dense, optimizer, loop),
@@ -114,9 +114,20 @@ def save_checkpoint(
 
 
 def _begin(save: _Save) -> None:
-    if save.rank == 0:
-        shutil.rmtree(save.aside, ignore_errors=True)
-        save.aside.mkdir(parents=True)
+    """Rank 0: makes the folder aside, and room for its final name if a damaged checkpoint has it."""
+    if save.rank != 0:
+        return
+    shutil.rmtree(save.aside, ignore_errors=True)
+    if save.final.exists():
+        try:
+            open_checkpoint(save.final)
+        except CheckpointError:
+            numbers = itertools.count(1)
+            free = (save.final.with_name(f"{save.final.name}.damaged-{number}") for number in numbers)
+            save.final.rename(next(path for path in free if not path.exists()))
+        else:
+            raise CheckpointError("it exists, and a checkpoint is never overwritten: delete it or resume from it")
+    save.aside.mkdir(parents=True)
 
 
 def _write_own(
@@ -127,6 +138,8 @@ def _write_own(
     loop: LoopState,
 ) -> None:
     """Writes and flushes this rank's files, then says so."""
+    if not save.aside.is_dir():
+        raise CheckpointError("rank 0 did not make its folder")
     parts: dict[str, Part] = {}
     shapes: dict[str, tuple[int, int, tuple[str, ...]]] = {}
     files: dict[str, FileEntry] = {}

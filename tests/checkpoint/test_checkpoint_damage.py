@@ -49,7 +49,7 @@ def test_each_damage_of_each_file_is_one_line_that_names_it(tmp_path: Path, name
             continue  # a space after JSON changes nothing
         line = refusal(path)
         assert name in line, damage
-        assert "use an older checkpoint" in line
+        assert "delete its checkpoint to use an older one" in line
         assert "\n" not in line
     file.unlink()
     assert name in refusal(path)
@@ -141,12 +141,27 @@ def test_latest_passes_over_what_is_incomplete_and_says_so(tmp_path: Path) -> No
     assert "00000102 is not a complete checkpoint: it has no manifest.json" in found.ignored[1]
 
 
-def test_a_step_is_never_saved_twice(tmp_path: Path) -> None:
+def test_a_whole_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     before = (path / "manifest.json").read_bytes()
-    with pytest.raises(CheckpointError, match="00000001 exists: a checkpoint is never overwritten"):
+    with pytest.raises(CheckpointError, match=r"00000001 was not written: it exists, and a checkpoint is never overwr"):
         save(tmp_path, 1, shards=list(tables(2).values()))
+    first, second = split(tables(1)["item"], [5])
+    results = save_on_ranks(tmp_path, 1, [[first], [second]])
+    assert all(isinstance(result, CheckpointError) for result in results)
     assert (path / "manifest.json").read_bytes() == before
+    assert refusal(path) == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
+
+
+def test_a_damaged_checkpoint_makes_room_for_the_step_when_training_comes_by_again(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (save(tmp_path, 1) / "loop.json").unlink()
+        save(tmp_path, 1)
+        assert refusal(tmp_path / "00000001") == ""
+        assert (tmp_path / f"00000001.damaged-{number}").is_dir()
+        shutil.rmtree(tmp_path / "00000001")
+    assert latest(tmp_path).path is None
 
 
 def test_a_rank_that_cannot_write_stops_all_and_publishes_nothing(
