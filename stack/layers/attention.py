@@ -50,13 +50,15 @@ class QueryAttention(nn.Module):
         """
         ends = [self.num_states, self.num_states + self.num_property]
         weight_S, weight_P, weight_C = self.first.weight.tensor_split(ends, dim=1)
+        # In place from here on: every pass over a (B, L, W) tensor costs more than the small products added to it.
         hidden_BLW = functional.linear(states_BLS, weight_S)
         if property_BLP is not None:
-            hidden_BLW = hidden_BLW + functional.linear(property_BLP, weight_P)
-        hidden_MLW = window.gather(hidden_BLW) + functional.linear(context_MC, weight_C, self.first.bias).unsqueeze(1)
+            hidden_BLW.flatten(0, 1).addmm_(property_BLP.flatten(0, 1), weight_P.t())
+        hidden_MLW = window.gather(hidden_BLW)
+        hidden_MLW += functional.linear(context_MC, weight_C, self.first.bias).unsqueeze(1)
         if gap_table_NP is not None and gap_ML is not None:
-            hidden_MLW = hidden_MLW + functional.embedding(gap_ML, functional.linear(gap_table_NP, weight_P))
-        logits_ML = self.scalar(torch.relu(self.second(torch.relu(hidden_MLW)))).squeeze(2)
+            hidden_MLW += functional.embedding(gap_ML, functional.linear(gap_table_NP, weight_P))
+        logits_ML = self.scalar(self.second(hidden_MLW.relu_()).relu_()).squeeze(2)
         return masked_softmax(logits_ML, window.mask_ML)
 
     def forward(
@@ -139,7 +141,7 @@ class TargetAttention(nn.Module):
             matrix_GXJK.reshape(*shape, keys_GLK.shape[2]),
             keys_GLK.transpose(1, 2),
         )
-        hidden_GXJL = torch.relu(hidden_GYL).view(num_blocks, num_examples, self.num_hidden, keys_GLK.shape[1])
+        hidden_GXJL = hidden_GYL.relu_().view(num_blocks, num_examples, self.num_hidden, keys_GLK.shape[1])
         logits_GXL = torch.matmul(self.scalar.weight, hidden_GXJL).squeeze(2)
         if self.scalar.bias is not None:
             logits_GXL = logits_GXL + self.scalar.bias

@@ -74,6 +74,6 @@ class ModelConfig:
             raise ConfigError(f"model.property_headroom is {self.property_headroom}: it must be 0 or more")
         if not self.attention.by_query and (self.property.in_attention or self.query):
             raise ConfigError(
-                f"model.attention={self.attention.name} leaves out the attention by query, the one place for the query and "
-                "for properties beside the encoder: set model.query=false and model.property=lstm or none"
+                f"model.attention={self.attention.name} leaves out the attention by query, where the query and "
+                "the properties beside the encoder enter: set model.query=false and model.property=lstm or none"
             )
