@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -101,7 +102,7 @@ def save_checkpoint(
         try:
             if failure is None:
                 phase()
-        except (OSError, CheckpointError) as error:
+        except (OSError, SafetensorError, CheckpointError) as error:
             failure = error  # raised below: the other ranks wait at the barrier
         barrier()
     if failure is not None or not save.final.exists():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from safetensors import SafetensorError
 
 from stack.base.errors import CheckpointError
 from stack.checkpoint import save as save_module
@@ -164,15 +165,16 @@ def test_a_damaged_checkpoint_makes_room_for_the_step_when_training_comes_by_aga
     assert latest(tmp_path).path is None
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
 def test_a_rank_that_cannot_write_stops_all_and_publishes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     save(tmp_path, 1)
     original = save_module.save_file
 
     def full_disk(tensors: dict[str, object], file: Path) -> None:
         if file.name == "part-00001.safetensors":
-            raise OSError(28, "No space left on device", str(file))
+            raise error
         original(tensors, file)  # type: ignore[arg-type]
 
     monkeypatch.setattr(save_module, "save_file", full_disk)
