@@ -16,6 +16,8 @@ from stack.towers.config import ModelConfig
 from tests.batches import random_batch, small_model
 from tests.prepared import write_prepared
 from tools.bench import harness
+from tools.bench.assembly import Workload
+from tools.bench.encoding import prepared
 from tools.bench.separate import separate
 
 
@@ -78,3 +80,22 @@ def test_json_holds_conditions_settings_and_every_round() -> None:
     assert found["figures"][0]["median"] == 2.0
     assert found["figures"][0]["values"] == [3.0, 1.0, 2.0]
     assert {"code", "cpu", "cores", "load_average", "load_average_at_end"} <= set(found["conditions"])
+
+
+def test_both_encodings_pass_the_same_examples_forward_and_backward(tmp_path: Path) -> None:
+    workload = Workload(
+        dataset=write_prepared(tmp_path / "prepared", num_days=2, num_users=6),
+        num_days=1,
+        batch_size=3,
+        num_batches=2,
+        num_threads=1,
+    )
+    with prepared(workload) as passes:
+        for group in ("impression", "follow"):
+            counts = [
+                sum(batch.groups[group].num_examples for batch in form) for form in (passes.shared, passes.separate)
+            ]
+            assert counts[0] == counts[1] > 0
+        for form in (passes.shared, passes.separate):
+            assert passes.forward(form) > 0
+            assert passes.forward_backward(form) > 0
