@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -25,23 +25,47 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stack.base.errors import ConfigError
 from stack.base.run import RunConfig
+from stack.data.canonical import DataConfig
+from stack.data.ingest_config import IngestConfig
+from stack.data.sources import SOURCES
+from stack.evaluate.config import EvaluateConfig
+from stack.export.export import ExportConfig
+from stack.serve.serve import ServeConfig
+from stack.tables.config import TablesConfig
+from stack.tasks import TasksConfig
+from stack.towers.config import ModelConfig
+from stack.train.config import TrainConfig
+from stack.train.optim import OptimConfig
+
+if TYPE_CHECKING:
+    from stack.train.build import Setup
 
 Choices = Mapping[str, Mapping[str, type]]
 
 
 @dataclass(kw_only=True)
 class Job:
-    """All options of all verbs. Each verb reads the groups it needs."""
+    """All options of all verbs, one group for each owner. Each verb reads the groups it needs."""
 
+    data: DataConfig = MISSING
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tables: TablesConfig = field(default_factory=TablesConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 
-CHOICES: Choices = {}
+CHOICES: Choices = {"data": {name: source.options for name, source in SOURCES.items()}}
 """Groups whose choices have dataclasses of their own: group -> choice -> dataclass (a subclass of the group's type)."""
 
 T = TypeVar("T")
@@ -133,13 +157,64 @@ def launch(verb: str, arguments: Sequence[str]) -> None:
     Composer(root=Job, choices=CHOICES, folder=configs_folder()).launch(verb, arguments, lambda job: ACTIONS[verb](job))
 
 
-def save(job: Job) -> str:
-    """The job as YAML, to keep beside a run; `load` reads it back."""
+def to_yaml(job: Job) -> str:
+    """The job as text, to keep beside a run."""
     return OmegaConf.to_yaml(OmegaConf.structured(job))
 
 
-ACTIONS: Mapping[str, Callable[[Job], None]] = {}
-"""What each verb does. The functions import their owners when called, so that `stack ingest` never loads torch."""
+def from_yaml(text: str) -> Job:
+    """The job that `to_yaml` wrote.
+
+    Raises: `ConfigError` where it has options that this version of the code does not know.
+    """
+    config = OmegaConf.create(text)
+    schema = OmegaConf.structured(Job)
+    try:
+        schema.data = CHOICES["data"][config.data.source]
+        merged = OmegaConf.merge(schema, config)
+    except (OmegaConfBaseException, KeyError) as error:
+        raise ConfigError(f"the saved configuration is not of this version: {' '.join(str(error).split())}") from error
+    return cast(Job, OmegaConf.to_object(merged))
+
+
+def _ingest(job: Job) -> None:
+    from stack.data.ingest import ingest
+
+    if type(job.data) is not SOURCES[job.data.source].options:
+        raise ConfigError(f"data.source={job.data.source!r} belongs to another choice: write data={job.data.source}")
+    ingest(job.data, job.ingest)
+
+
+def _train(job: Job) -> None:
+    from stack.train.verb import train
+
+    train(setup_of(job))
+
+
+def _serve(job: Job) -> None:
+    from stack.serve.serve import serve
+
+    serve(job.serve)
+
+
+ACTIONS: Mapping[str, Callable[[Job], None]] = {"ingest": _ingest, "train": _train, "serve": _serve}
+"""What each verb does. Each imports its owner when called, so that a verb loads only what it needs."""
+
+
+def setup_of(job: Job) -> Setup:
+    """What the one assembly (`stack.train.build`) is given."""
+    from stack.train.build import Setup
+
+    return Setup(
+        dataset=Path(job.data.out),
+        model=job.model,
+        tasks=job.tasks,
+        tables=job.tables,
+        optim=job.optim,
+        train=job.train,
+        run=job.run,
+        composed=to_yaml(job),
+    )
 
 
 def _sweep(overrides: Sequence[str]) -> Iterator[list[str]]:

@@ -12,7 +12,8 @@ from omegaconf import MISSING
 
 from stack.base.errors import ConfigError, DataError
 from stack.base.run import RunConfig
-from stack.job import Composer
+from stack.job import CHOICES as REAL_CHOICES
+from stack.job import Composer, Job, configs_folder, from_yaml, to_yaml
 
 
 class Engine(Enum):
@@ -179,6 +180,31 @@ def test_an_error_of_the_verb_comes_through_a_sweep_unchanged(
 def test_an_unknown_flag_is_refused(composer: Composer[Root]) -> None:
     with pytest.raises(ConfigError, match="unknown flag '--fast': `stack train --help` shows the flags there are"):
         composer.launch("train", ["--fast"], _never)
+
+
+@pytest.mark.parametrize("source", sorted(REAL_CHOICES["data"]))
+def test_every_source_composes_and_comes_back_from_its_saved_text(source: str) -> None:
+    real = Composer(root=Job, choices=REAL_CHOICES, folder=configs_folder())
+    job = real.compose([f"data={source}", "run.name=first", "train.batch_size=7"])
+    assert (job.data.source, type(job.data)) == (source, REAL_CHOICES["data"][source])
+    assert from_yaml(to_yaml(job)) == job
+
+
+def test_a_saved_configuration_of_another_version_is_refused() -> None:
+    real = Composer(root=Job, choices=REAL_CHOICES, folder=configs_folder())
+    text = to_yaml(real.compose(["data=events"]))
+    with pytest.raises(ConfigError, match="^the saved configuration is not of this version: Key 'batch_sise' not in"):
+        from_yaml(text.replace("batch_size", "batch_sise"))
+    with pytest.raises(ConfigError, match="^the saved configuration is not of this version: 'gone'$"):
+        from_yaml(text.replace("source: events", "source: gone"))
+
+
+@pytest.mark.parametrize(
+    "file", sorted(configs_folder().glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}-{file.stem}"
+)
+def test_every_file_of_values_composes(file: Path) -> None:
+    real = Composer(root=Job, choices=REAL_CHOICES, folder=configs_folder())
+    real.compose([f"{file.parent.name}={file.stem}"])
 
 
 def _never(job: object) -> None:

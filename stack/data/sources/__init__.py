@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from stack.data.canonical import Source
+from stack.data.sources import events, movielens_1m, synthetic, user_behavior
 
-_ALL: tuple[Source[Any], ...] = ()
+_ALL: tuple[Source[Any], ...] = (events.SOURCE, movielens_1m.SOURCE, synthetic.SOURCE, user_behavior.SOURCE)
 
 SOURCES: dict[str, Source[Any]] = {source.name: source for source in _ALL}
