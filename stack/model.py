@@ -168,6 +168,11 @@ def places_of(config: ModelConfig, tasks: TasksConfig, schema: Schema) -> Places
         query=schema.query if config.query else (),
         candidate=candidate,
     )
+    if config.attention.by_target and "ctr" not in names:
+        raise ConfigError(
+            f"model.attention={config.attention.name} attends by candidate, which needs tasks.ctr: "
+            "set model.attention=query"
+        )
     if multi := [feature.name for feature in places.property if feature.multi]:
         raise ConfigError(
             f"properties must have one id each, but {', '.join(multi)} has several: make it an event feature"

@@ -1,0 +1,132 @@
+"""Losses against the paper's equations, head shapes and counts, and the registry."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stack.base.errors import ConfigError
+from stack.data.batch import Examples
+from stack.data.schema import Group
+from stack.layers.norm import Norm
+from stack.tasks import TASKS, CtrTask, FollowTask, PowerTask, RankTask, ShopTask, TaskInputs, TasksConfig
+from stack.tasks.ctr import Sampling
+from stack.tasks.power import PowerConfig
+from stack.tasks.rank import RankConfig, WeightSign
+from stack.tasks.task import TaskConfig
+from stack.towers.user import UserState
+
+
+def _user(num_moments: int = 3, num_rep: int = 256) -> UserState:
+    mask_ML = torch.zeros(num_moments, 1).bool()
+    return UserState(rep_MR=torch.randn(num_moments, num_rep), keys_MLK=None, values_MLV=None, mask_ML=mask_ML)
+
+
+def _examples(num_dense: int = 0, **labels: list[float]) -> Examples:
+    count = len(next(iter(labels.values())))
+    return Examples(
+        moment_E=torch.arange(count) % 3, ids={}, dense_EF=torch.randn(count, num_dense),
+        labels={name: torch.tensor(values) for name, values in labels.items()},
+    )  # fmt: skip
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + np.exp(-x))
+
+
+def test_registry_and_config_name_the_same_tasks() -> None:
+    assert (
+        sorted(TASKS)
+        == sorted(field.name for field in fields(TasksConfig))
+        == ["ctr", "follow", "power", "rank", "shop"]
+    )
+
+
+@pytest.mark.parametrize("sampling", list(Sampling))
+def test_ctr_loss_is_equation_8_on_the_corrected_logit(sampling: Sampling) -> None:
+    torch.manual_seed(0)
+    task = CtrTask(num_rep=256, num_candidate=124, num_dense=0, sampling=sampling)
+    examples = _examples(
+        clicked=[1.0, 0.0, 0.0, 1.0], rate_uniform=[0.02, 0.5, 0.0, 0.0], rate_popularity=[0.03, 0.0, 0.0, 0.01]
+    )
+    output = task(_user(), torch.randn(4, 124), examples)
+    for e, (clicked, rate) in enumerate([(1, 0.05), (0, 0.5), (0, 1.0), (1, 0.01)]):
+        score = output.score_E[e].item()
+        odds = np.exp(score) / (rate if sampling is Sampling.logq else 1.0)
+        probability = odds / (1 + odds)
+        expected = -np.log(probability if clicked else 1 - probability)
+        assert output.loss_E[e].item() == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(output.weight_E, torch.ones(4))
+    assert torch.equal(output.label_E, examples.labels["clicked"])
+
+
+@pytest.mark.parametrize("sign", list(WeightSign))
+def test_rank_loss_is_equation_9_on_standardised_features(sign: WeightSign) -> None:
+    torch.manual_seed(0)
+    task = RankTask(num_rep=256, num_dense=5, weight_sign=sign)
+    examples = _examples(num_dense=5, clicked=[1.0, 0.0, 0.0, 1.0], weight=[2.0, 1.0, 0.5, 3.0])
+    user = _user()
+    output = task(user, torch.zeros(4, 0), examples)
+    dense = examples.dense_EF
+    r = (dense - dense.mean(0)) / torch.sqrt(dense.var(0) + 1e-5)
+    raw = task.head(user.rep_MR)
+    weights = {"relu": raw.clamp(min=0), "softplus": torch.log(1 + torch.exp(raw)), "signed": raw}[sign.name]
+    for e, (y, n) in enumerate([(1, 2.0), (-1, 1.0), (-1, 0.5), (1, 3.0)]):
+        s = float((weights[e % 3] @ r[e]).detach())
+        assert output.score_E[e].item() == pytest.approx(s, abs=1e-5)
+        assert output.loss_E[e].item() == pytest.approx(n * np.log(1 + np.exp(-y * s)), rel=1e-4)
+    assert output.weight_E.tolist() == [2.0, 1.0, 0.5, 3.0]
+
+
+def test_power_loss_is_equation_10() -> None:
+    torch.manual_seed(0)
+    task = PowerTask(num_rep=256)
+    output = task(_user(), torch.zeros(4, 0), _examples(tier=[0.0, 6.0, 3.0, 3.0]))
+    assert output.score_E.shape == (4, 7)
+    for e, tier in enumerate([0, 6, 3, 3]):
+        logits = output.score_E[e].detach().double().numpy()
+        assert output.loss_E[e].item() == pytest.approx(-np.log(np.exp(logits[tier]) / np.exp(logits).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "width"),
+    [
+        (FollowTask(num_rep=256, num_candidate=16), "responded", 16),
+        (ShopTask(num_rep=256, num_candidate=24), "visited", 24),
+    ],
+)
+def test_preference_losses_are_cross_entropy(task: FollowTask | ShopTask, label: str, width: int) -> None:
+    output = task(_user(), torch.randn(2, width), _examples(**{label: [1.0, 0.0]}))
+    p, q = (_sigmoid(output.score_E[e].item()) for e in range(2))
+    np.testing.assert_allclose(output.loss_E.detach().numpy(), [-np.log(p), -np.log(1 - q)], rtol=1e-5)
+
+
+def test_heads_have_the_papers_sizes() -> None:
+    dense = 128 + 1
+    ctr = (124 + 1) * 128 + (256 + 128 + 1) * 128 + dense * 128 + dense
+    assert _count(CtrTask(num_rep=256, num_candidate=124, num_dense=0)) == ctr == 81_921
+    assert _count(RankTask(num_rep=256, num_dense=26)) == 257 * 128 + dense * 26 == 36_250
+    assert _count(PowerTask(num_rep=256)) == 257 * 128 + dense * 7 == 33_799
+    assert _count(FollowTask(num_rep=256, num_candidate=16)) == 17 * 128 + 385 * 128 + dense * 128 + dense == 68_097
+    assert _count(ShopTask(num_rep=256, num_candidate=24)) == 25 * 64 + 321 * 128 + dense * 64 + 65 == 51_009
+
+
+def test_rank_refuses_a_group_without_ranking_features() -> None:
+    inputs = TaskInputs(
+        group=Group(name="impression"), num_rep=256, num_candidate=0, norm=Norm.none, dropout=0.0, target=None
+    )
+    with pytest.raises(ConfigError, match=r"task 'rank' needs ranking features.*set tasks\.rank\.enabled=never"):
+        RankTask.build(RankConfig(), inputs)
+
+
+def test_configs_refuse_values_that_make_no_sense() -> None:
+    with pytest.raises(ConfigError, match=r"task weight is -1: it must be 0 or more"):
+        TaskConfig(weight=-1)
+    with pytest.raises(ConfigError, match=r"tasks\.power\.num_tiers is 1: at least 2"):
+        PowerConfig(num_tiers=1)
