@@ -10,9 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from stack.base.run import RunConfig
 from stack.data.dataset import Dataset
 from stack.data.loader import Loader
+from stack.tables.config import TablesConfig
+from stack.tasks import TasksConfig
 from stack.towers.config import ModelConfig
+from stack.train.build import Setup
+from stack.train.config import TrainConfig
+from stack.train.optim import OptimConfig
 from tests.batches import random_batch, small_model
 from tests.prepared import write_prepared
 from tools.bench import harness
@@ -83,13 +89,17 @@ def test_json_holds_conditions_settings_and_every_round() -> None:
 
 
 def test_both_encodings_pass_the_same_examples_forward_and_backward(tmp_path: Path) -> None:
-    workload = Workload(
+    setup = Setup(
         dataset=write_prepared(tmp_path / "prepared", num_days=2, num_users=6),
-        num_days=1,
-        batch_size=3,
-        num_batches=2,
-        num_threads=1,
+        model=ModelConfig(),
+        tasks=TasksConfig(),
+        tables=TablesConfig(),
+        optim=OptimConfig(),
+        train=TrainConfig(batch_size=3, num_threads=1),
+        run=RunConfig(),
+        composed="",
     )
+    workload = Workload(setup=setup, num_batches=2, overrides=())
     with prepared(workload) as passes:
         for group in ("impression", "follow"):
             counts = [

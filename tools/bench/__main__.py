@@ -1,11 +1,11 @@
-"""Measures speed and memory; one table for people, one JSON file with --out.
+"""Measures speed and memory; one table for people, one JSON file with --out. Options are those of `stack`.
 
     python -m tools.bench ingest data=complete_journey
-    python -m tools.bench loading data/complete_journey --days 28
-    python -m tools.bench training data/complete_journey --out tools/bench/results/2026-11-22-training.json
-    python -m tools.bench encoding data/complete_journey
+    python -m tools.bench loading data=complete_journey train.from_day=2017-11-01
+    python -m tools.bench training +experiment=demo train.from_day=2017-11-01 --out training.json
+    python -m tools.bench encoding +experiment=demo --batches 4
 
-On an idle machine: `conditions.load_average` in the JSON tells how idle it was.
+All but `ingest` need a prepared dataset. On an idle machine: `conditions.load_average` in the JSON tells how idle.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stack.telemetry.console import say, show
 from tools.bench import harness, ingest
-from tools.bench.assembly import add_arguments, workload_of
+from tools.bench.assembly import Workload, workload_of
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     if arguments.bench == "once":
         from tools.bench.encoding import Variant, pass_once
 
-        pass_once(workload_of(arguments), Variant(arguments.variant))
+        pass_once(_workload(arguments), Variant(arguments.variant))
         return
     before = harness.conditions()
     figures = _measure(arguments)
@@ -37,7 +37,7 @@ def main() -> None:
 def _measure(arguments: argparse.Namespace) -> list[harness.Figure]:
     if arguments.bench == "ingest":
         return ingest.measure(arguments.overrides, num_rounds=arguments.rounds)
-    workload = workload_of(arguments)
+    workload = _workload(arguments)
     if arguments.bench == "encoding":
         from tools.bench import encoding
 
@@ -48,27 +48,30 @@ def _measure(arguments: argparse.Namespace) -> list[harness.Figure]:
     return measure(workload, num_rounds=arguments.rounds)
 
 
+def _workload(arguments: argparse.Namespace) -> Workload:
+    return workload_of(arguments.overrides, num_batches=arguments.batches)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     benches = parser.add_subparsers(dest="bench", required=True)
-    for name, help_text in (
+    for name, text in (
         ("ingest", "source rows per second of `stack ingest`"),
         ("loading", "timelines and examples per second of the loader alone"),
         ("training", "examples per second of training, and of loading beside it"),
         ("encoding", "one encoder pass a timeline against one an example"),
     ):
-        bench = benches.add_parser(name, help=help_text)
+        bench = benches.add_parser(name, help=text)
+        bench.add_argument("overrides", nargs="+", help="options of `stack`, such as data=complete_journey")
         bench.add_argument("--rounds", type=int, default=5)
+        bench.add_argument("--batches", type=int, default=4, help="batches that `encoding` passes")
         bench.add_argument("--out", type=Path, help="JSON file")
-        if name == "ingest":
-            bench.add_argument("overrides", nargs="+", help="options of `stack ingest`, such as data=complete_journey")
-        else:
-            add_arguments(bench)
     once = benches.add_parser("once", help="one pass in this process (what `encoding` measures the memory of)")
     once.add_argument("variant")
-    add_arguments(once)
+    once.add_argument("overrides", nargs="+")
+    once.add_argument("--batches", type=int, required=True)
     return parser
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,94 +17,74 @@ from stack.base.run import RunConfig
 from stack.base.seed import seed_everything
 from stack.data.dataset import Dataset
 from stack.data.loader import Loader
+from stack.job import CHOICES, Composer, Job, configs_folder, setup_of
 from stack.model import enabled_tasks
-from stack.tables.config import TablesConfig
-from stack.tasks import TASKS, TasksConfig
-from stack.towers.config import ModelConfig
-from stack.train.build import Setup, build_sharded_model
-from stack.train.config import TrainConfig
+from stack.tasks import TASKS
+from stack.train.build import Setup, build_sharded_model, training_days
 from stack.train.memory import keep_freed_memory
-from stack.train.optim import OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """The last `num_days` days of a prepared dataset, in batches of `batch_size` timelines; the default model.
+    """A training job as `stack train` would do it, in a run folder that is thrown away.
 
-    `num_batches` bounds the encoding bench, which holds its batches in memory. `num_threads` 0: all cores.
+    `num_batches` bounds the encoding bench, which holds its batches in memory. `overrides` made the setup.
     """
 
-    dataset: Path
-    num_days: int
-    batch_size: int
+    setup: Setup
     num_batches: int
-    num_threads: int
+    overrides: tuple[str, ...]
 
     @property
-    def max_history(self) -> int:
-        return Dataset(self.dataset).manifest.max_history
+    def dataset(self) -> Dataset:
+        return Dataset(self.setup.dataset)
 
     def days(self) -> tuple[str, ...]:
-        return Dataset(self.dataset).days()[-self.num_days :]
+        return training_days(self.dataset, self.setup.train)
 
-    def setup(self, folder: Path) -> Setup:
-        days = self.days()
-        return Setup(
-            dataset=self.dataset,
-            model=ModelConfig(),
-            tasks=TasksConfig(),
-            tables=TablesConfig(),
-            optim=OptimConfig(),
-            train=TrainConfig(from_day=days[0], to_day=days[-1], batch_size=self.batch_size),
-            run=RunConfig(dir=str(folder), name="bench"),
-            composed="",
-        )
+    def in_folder(self, folder: Path) -> Setup:
+        """The setup with its run in `folder`."""
+        return replace(self.setup, run=RunConfig(dir=str(folder), name="bench", seed=self.setup.run.seed))
 
     def arguments(self) -> list[str]:
         """The same workload as command-line arguments."""
-        return [
-            str(self.dataset),
-            f"--days={self.num_days}",
-            f"--batch-size={self.batch_size}",
-            f"--batches={self.num_batches}",
-            f"--threads={self.num_threads}",
-        ]
+        return [*self.overrides, f"--batches={self.num_batches}"]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="a prepared dataset")
-    parser.add_argument("--days", type=int, default=28, help="the last days of it")
-    parser.add_argument("--batch-size", type=int, default=128, help="timelines in a batch")
-    parser.add_argument("--batches", type=int, default=4, help="batches of the encoding bench")
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0 is all cores")
+def workload_of(overrides: Sequence[str], *, num_batches: int) -> Workload:
+    """Composes the job as the command line does; a dataset must have been prepared for it."""
+    job: Job = Composer(root=Job, choices=CHOICES, folder=configs_folder()).compose(overrides)
+    return Workload(setup=setup_of(job), num_batches=num_batches, overrides=tuple(overrides))
 
 
-def workload_of(arguments: argparse.Namespace) -> Workload:
-    return Workload(
-        dataset=arguments.dataset,
-        num_days=arguments.days,
-        batch_size=arguments.batch_size,
-        num_batches=arguments.batches,
-        num_threads=arguments.threads,
+def build_loader(workload: Workload) -> Loader:
+    """The training job's loader, one epoch."""
+    dataset, setup = workload.dataset, workload.setup
+    trained, _ = enabled_tasks(setup.tasks, dataset.schema)
+    return Loader(
+        dataset,
+        days=workload.days(),
+        global_batch_size=setup.train.batch_size,
+        days_per_block=setup.train.days_per_block,
+        seed=setup.run.seed,
+        groups=sorted({TASKS[name].group for name in trained}),
+        num_prefetch=setup.train.num_prefetch,
     )
 
 
-def build_loader(workload: Workload, dataset: Dataset) -> Loader:
-    """The training job's loader over the workload's days."""
-    trained, _ = enabled_tasks(TasksConfig(), dataset.schema)
-    groups = sorted({TASKS[name].group for name in trained})
-    return Loader(dataset, days=workload.days(), global_batch_size=workload.batch_size, groups=groups)
+def use_threads(workload: Workload) -> None:
+    """Threads and memory as in a training job of one process."""
+    keep_freed_memory()
+    torch.set_num_threads(workload.setup.train.num_threads or os.cpu_count() or 1)
 
 
 @contextmanager
 def opened(workload: Workload) -> Iterator[tuple[DistributedModelParallel, Loader]]:
-    """The default model, freshly initialised, and the loader, on this machine's device in a process group of one."""
-    keep_freed_memory()
-    torch.set_num_threads(workload.num_threads or os.cpu_count() or 1)
+    """The model, freshly initialised, and the loader, on this machine's device in a process group of one."""
+    use_threads(workload)
     device = own_device()
-    dataset = Dataset(workload.dataset)
     with tempfile.TemporaryDirectory() as folder, process_group(device=device):
-        setup = workload.setup(Path(folder))
+        setup = workload.in_folder(Path(folder))
         seed_everything(setup.run.seed)
-        model = build_sharded_model(setup, dataset, last_day=workload.days()[-1], device=device)
-        yield model, build_loader(workload, dataset)
+        model = build_sharded_model(setup, workload.dataset, last_day=workload.days()[-1], device=device)
+        yield model, build_loader(workload)

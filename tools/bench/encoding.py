@@ -71,12 +71,13 @@ class Passes:
 @contextmanager
 def prepared(workload: Workload) -> Iterator[Passes]:
     """Model and batches, in a process group of one that is left at the end of the block."""
+    max_history = workload.dataset.manifest.max_history
     with opened(workload) as (model, loader):
         batches = list(islice(loader, workload.num_batches))
         copies = [
             part
             for batch in batches
-            for part in separate(batch, examples_per_batch=EXAMPLES_PER_BATCH, max_history=workload.max_history)
+            for part in separate(batch, examples_per_batch=EXAMPLES_PER_BATCH, max_history=max_history)
         ]
         yield Passes(model=model, shared=batches, separate=copies)
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
-
-import torch
 
 from stack.base.dist import own_device, process_group
 from stack.base.seed import seed_everything
 from stack.data.batch import to_device
-from stack.data.dataset import Dataset
 from stack.train.build import build_loop
-from stack.train.memory import keep_freed_memory
 from tools.bench import harness
-from tools.bench.assembly import Workload, build_loader
+from tools.bench.assembly import Workload, build_loader, use_threads
 
 Measured = tuple[float, float]
 """Timelines and examples per second."""
@@ -34,8 +30,7 @@ def measure_loading(workload: Workload, *, num_rounds: int) -> list[harness.Figu
 
 def measure_training(workload: Workload, *, num_rounds: int) -> list[harness.Figure]:
     """Loading and training in turn, round by round, and their ratio; peak memory is that of the whole process."""
-    keep_freed_memory()
-    torch.set_num_threads(workload.num_threads or os.cpu_count() or 1)
+    use_threads(workload)
     variants: dict[str, Callable[[], float]] = {
         "loading": lambda: _load(workload)[1],
         "training": lambda: _train(workload)[1],
@@ -55,7 +50,7 @@ def _load(workload: Workload) -> Measured:
 
     def action() -> None:
         nonlocal num_timelines, num_examples
-        for batch in build_loader(workload, Dataset(workload.dataset)):
+        for batch in build_loader(workload):
             num_timelines += batch.num_timelines
             num_examples += sum(group.num_examples for group in batch.groups.values())
 
@@ -68,14 +63,14 @@ def _train(workload: Workload) -> Measured:
     num_timelines = num_examples = 0
     device = own_device()
     with tempfile.TemporaryDirectory() as folder, process_group(device=device):
-        setup = workload.setup(Path(folder))
+        setup = workload.in_folder(Path(folder))
         setup.run.folder.mkdir(parents=True)
         seed_everything(setup.run.seed)
         loop = build_loop(setup, device=device, checkpoint=None)
 
         def action() -> None:
             nonlocal num_timelines, num_examples
-            for step, batch in enumerate(loop.loader):
+            for step, batch in enumerate(islice(loop.loader, loop.num_steps)):
                 result = loop.stepper(to_device(batch, device), step=step, asked_to_stop=False)
                 assert not result.refused, f"step {step}: the loss is not finite"
                 num_timelines += batch.num_timelines
