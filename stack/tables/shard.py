@@ -6,6 +6,7 @@ Shape legend: N rows held here, D embedding width.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -37,8 +38,7 @@ def shard(model: nn.Module, *, device: torch.device, seed: int, init_range: floa
     `seed`, table and row alone, so any number of processes starts from the same model. Needs a process group, also for
     one process.
     """
-    # TorchRec calls a function at the first step that torch 2.13 has renamed; the note is for its authors.
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    _mute_notes_to_torchrec()
     plan: dict[str, object] = {}
     sharder = EmbeddingBagCollectionSharder()
     for path, tables in _tables_in(model):
@@ -131,6 +131,15 @@ def _placements(specs: list[TableSpec]) -> dict[str, ParameterShardingGenerator]
             load[rank] += spec.num_bytes
             placements[module_name(spec.name)] = table_wise(rank=rank)
     return placements
+
+
+def _mute_notes_to_torchrec() -> None:
+    """TorchRec 1.8 calls functions that torch 2.13 has renamed; torch's notes about it are for TorchRec's authors."""
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
+        warnings.filterwarnings(
+            "ignore", message=rf"`torch\.distributed\.{name}` is deprecated", category=FutureWarning
+        )
 
 
 def _tables_in(model: nn.Module) -> Iterator[tuple[str, Tables]]:

@@ -13,8 +13,8 @@ from stack.base.dist import process_group
 from stack.base.errors import ConfigError, DataError
 from stack.data.batch import Jagged
 from stack.tables.collection import Tables
-from stack.tables.config import Placement, TablesConfig, TableSpec, table_specs
-from stack.tables.optim import TableOptimizer, fuse_optimizer, set_table_learning_rate
+from stack.tables.config import Placement, TableOptimizer, TablesConfig, TableSpec, table_specs
+from stack.tables.optim import fuse_optimizer, set_table_learning_rate
 from stack.tables.shard import dense_parameters, initialise_rows, shard, table_shards
 from tests.distributed.launch import run_ranks
 from tests.tables import worker

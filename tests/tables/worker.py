@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from stack.base.dist import World, process_group
 from stack.data.batch import Jagged
 from stack.tables.collection import Tables
-from stack.tables.config import Placement, TableSpec
-from stack.tables.optim import TableOptimizer, fuse_optimizer
+from stack.tables.config import Placement, TableOptimizer, TableSpec
+from stack.tables.optim import fuse_optimizer
 from stack.tables.shard import shard, table_shards
 
 SPECS = (

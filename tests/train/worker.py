@@ -1,0 +1,125 @@
+"""Small training runs, for tests in this process and as a program of one or several processes:
+
+python -m tests.train.worker <arguments of `Run` as JSON>
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import torch
+import torch.distributed as dist
+import yaml
+
+from stack.base.dist import process_group
+from stack.base.run import RunConfig
+from stack.data.batch import Batch
+from stack.data.loader import Cursor, Loader
+from stack.layers.norm import Norm
+from stack.tables.config import TablesConfig
+from stack.tables.shard import dense_module
+from stack.tasks import TasksConfig
+from stack.towers.config import ModelConfig
+from stack.train import verb
+from stack.train.build import Setup, build_loop
+from stack.train.config import TrainConfig
+from stack.train.optim import OptimConfig
+from stack.train.run_folder import write_facts
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of the smallest model on a prepared dataset. `through_verb` trains as `stack train` does; otherwise each
+    rank also writes its buffers beside the run, and the last rank's batch of step `poisoned_step` holds a NaN."""
+
+    dataset: str = ""
+    runs: str = ""
+    name: str = ""
+    norm: str = "none"
+    dropout: float = 0.0
+    dense_learning_rate: float = 1e-3
+    tables_learning_rate: float = 0.02
+    train: dict[str, int | bool | str] = {}
+    through_verb: bool = True
+    poisoned_step: int = -1
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / self.name
+
+
+def setup_of(run: Run) -> Setup:
+    options = {"batch_size": 16, "num_epochs": 2, "save_every_steps": 5, "log_every_steps": 5, "num_threads": 1}
+    train = TrainConfig(**(options | run.train))
+    composed = {"train": vars(train), "model": {"norm": run.norm, "dropout": run.dropout}, "run": {"name": run.name}}
+    return Setup(
+        dataset=Path(run.dataset),
+        model=ModelConfig(norm=Norm[run.norm], dropout=run.dropout, num_states=16),
+        tasks=TasksConfig(),
+        tables=TablesConfig(dims={"item": 16, "brand": 8}),
+        optim=OptimConfig(
+            dense_learning_rate=run.dense_learning_rate, tables_learning_rate=run.tables_learning_rate,
+            dense_eps=1e-4, tables_eps=1e-4,
+        ),
+        train=train,
+        run=RunConfig(dir=run.runs, name=run.name),
+        composed=yaml.safe_dump(composed),
+    )  # fmt: skip
+
+
+class Poisoned:
+    """A loader whose batch number `step` (from 0) has a label that is not a number."""
+
+    def __init__(self, loader: Loader, step: int) -> None:
+        self._loader = loader
+        self._step = step
+        self.blocks = loader.blocks
+
+    @property
+    def cursor(self) -> Cursor:
+        return self._loader.cursor
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step, batch in enumerate(self._loader):
+            yield poisoned(batch) if step == self._step else batch
+
+
+def poisoned(batch: Batch) -> Batch:
+    """The batch with one label of one example turned into NaN."""
+    examples = batch.groups["impression"]
+    clicked = examples.labels["clicked"].clone()
+    clicked[:1] = torch.nan
+    return replace(
+        batch, groups=batch.groups | {"impression": replace(examples, labels=examples.labels | {"clicked": clicked})}
+    )
+
+
+def losses(folder: Path) -> list[dict[str, object]]:
+    """The run's log without its times."""
+    records = [msgspec.json.decode(line) for line in (folder / "steps.jsonl").read_bytes().splitlines()]
+    return [{key: value for key, value in record.items() if "seconds" not in key} for record in records]
+
+
+def run_and_tell_buffers(run: Run) -> None:
+    torch.set_num_threads(1)
+    device, setup = torch.device("cpu"), setup_of(run)
+    with process_group(device=device) as world:
+        write_facts(run.folder, composed=setup.composed, seed=0, world_size=world.size, device=device)
+        loop = build_loop(setup, device=device, checkpoint=None)
+        if dist.get_rank() == world.size - 1:
+            loop = replace(loop, loader=Poisoned(loop.loader, run.poisoned_step))
+        loop.run()
+        buffers = dict(dense_module(loop.stepper.model).named_buffers())
+        told = {name: value.tolist() for name, value in buffers.items() if not name.startswith("tables.")}
+        (run.folder / f"buffers-{world.rank}.json").write_bytes(msgspec.json.encode(told))
+
+
+if __name__ == "__main__":
+    asked = msgspec.json.decode(sys.argv[1], type=Run)
+    if asked.through_verb:
+        verb.train(setup_of(asked))
+    else:
+        run_and_tell_buffers(asked)
