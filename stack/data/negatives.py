@@ -1,13 +1,35 @@
 """Negative examples: candidates that a user could have seen at a moment and did not take.
 
 All ids are vocabulary rows (int64). Draws are arithmetic on ids, so that every engine draws the same.
+
+A pool is put in the order of its items; `slot` numbers them and `low` <= x < `high` is an item's piece of the pool's
+total weight, one more than its popularity. A uniform draw is a slot, a draw by popularity is a point of the total::
+
+    item    slot   weight   low  high
+    7       0      3        0    3
+    9       1      1        3    4        <- the point 3 draws item 9, with probability 1 / 6
+    12      2      2        4    6
+
+To find the piece of a point by an equi-join, the total is cut in buckets of equal width and a piece is listed under
+every bucket that it touches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from ibis.expr.types import Table
+import ibis
+from ibis.expr.types import FloatingValue, IntegerValue, Table
+
+from stack.base.errors import ConfigError
+
+UNIFORM, POPULARITY = 1, 2
+"""Values of the label `draw` of negatives; positives have 0."""
+Keep = Callable[[str, Table], Table]
+"""Computes an expression once, under a name that people can read (`Engine.materialize`)."""
+_BUCKET_ITEMS = 4
+"""Mean number of pieces in a bucket: higher lists fewer pieces twice and compares more of them with each draw."""
 
 
 @dataclass(kw_only=True)
@@ -20,23 +42,156 @@ class NegativesConfig:
     num_popularity: int = 4
     # days before a moment's day whose items are its candidates, for sources without pools
     pool_days: int = 28
+    # largest weight of a positive, whose weight is the quantity bought (fuel is sold in thousands of units)
+    max_weight: float = 8.0
+    # another seed draws other negatives; 0 to 2^31 - 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_uniform", "num_popularity"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"negatives.{name}={getattr(self, name)}: must be 1 or more")
+        if self.pool_days < 1:
+            raise ConfigError(f"negatives.pool_days={self.pool_days}: must be 1 or more days")
+        if self.max_weight < 1.0:
+            raise ConfigError(f"negatives.max_weight={self.max_weight}: must be 1 or more")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"negatives.seed={self.seed}: must be 0 to 2147483647")
 
 
 def daily_pools(*, days: Table, item_days: Table, pool_days: int) -> Table:
-    """Candidate pools for sources that have none: (pool, item), pool = day number, the items with an event in
+    """Candidate pools for sources that have none: (pool, item, day), pool = day number, the items with an event in
     [day - pool_days, day - 1].
 
     `days`: day int32. `item_days`: distinct (day, item), of the chunk and of the state.
     """
-    raise NotImplementedError
+    asked = days.select(day="day").distinct()
+    seen = item_days.select("item", seen="day")
+    pairs = asked.join(seen, [seen["seen"] < asked["day"], seen["seen"] >= asked["day"] - pool_days])
+    return pairs.select("item", "day").distinct().mutate(pool=lambda t: t["day"].cast("int64"))
 
 
-def draw(*, moments: Table, positives: Table, pools: Table, popularity: Table, settings: NegativesConfig) -> Table:
+def draw(
+    *, moments: Table, positives: Table, pools: Table, popularity: Table, settings: NegativesConfig, keep: Keep
+) -> Table:
     """Examples (moment_id, item, clicked, weight, draw, rate_uniform, rate_popularity, context columns of `pools`).
 
     `moments`: moment_id int64 (user * 2**32 + time, the same under any chunking), user, day int32, time, pool,
-    query columns. `positives`: distinct (moment_id, item), weight float64. `pools`: pool, item, context columns.
-    `popularity`: (day, item, count): positive events of the item on days strictly before `day`.
-    One row for each (moment_id, item, draw). Positives outside their moment's pool are dropped.
+    query columns. `positives`: distinct (moment_id, item), weight float64. `pools`: distinct (pool, item), `day`
+    (the reference day, not after any moment of the pool), context columns. `popularity`: (day, item, count):
+    positive events of the item on days strictly before `day`.
+
+    One row for each (moment_id, item, draw). Positives outside their moment's pool are dropped. What was taken at
+    the moment is never a negative, and an item that the same draw gives twice counts once; so there may be fewer
+    than asked for. `rate_*` is the probability that the draw gives the item at the moment, for positives as if they
+    had not been taken: 1 - (1 - p)^n for n draws that give it with probability p each.
     """
-    raise NotImplementedError
+    context = [column for column in pools.columns if column not in ("pool", "item", "day")]
+    taken = positives.select("moment_id", "item", "weight").inner_join(moments.select("moment_id", "pool"), "moment_id")
+    numbered = keep("pool_numbered", _number(pools.semi_join(taken, "pool"), popularity, context))
+    found = taken.inner_join(numbered, ["pool", "item"])
+    observed = found.select(
+        "moment_id", "pool", "item", "low", "high", *context,
+        weight=ibis.least(found["weight"], settings.max_weight).cast("float64"),
+        clicked=ibis.literal(1.0, "float64"),
+        draw=ibis.literal(0, "int64"),
+    )  # fmt: skip
+    observed = keep("pool_positives", observed)
+    sizes = numbered.group_by("pool").aggregate(size=lambda t: t["slot"].max() + 1, total=lambda t: t["high"].max())
+    asked = observed.group_by("moment_id").aggregate(num_positives=lambda t: t.count())
+    asked = moments.select("moment_id", "user", "time", "pool").inner_join(asked, "moment_id")
+    asked = keep("pool_moments", asked.inner_join(sizes, "pool"))
+    drawn = ibis.union(_uniform(asked, numbered, context, settings), _by_popularity(asked, numbered, context, settings))
+    free = drawn.distinct().anti_join(positives, ["moment_id", "item"])
+    examples = ibis.union(observed, free.select(*observed.columns))
+    return _with_rates(examples, asked, context, settings)
+
+
+def _number(pools: Table, popularity: Table, context: list[str]) -> Table:
+    """Pool rows with their slot and their piece [low, high) of the pool's total weight."""
+    weighted = pools.left_join(popularity, ["day", "item"])
+    weighted = weighted.select("pool", "item", *context, piece=weighted["count"].fill_null(0).cast("float64") + 1.0)
+    # float64 is exact for whole numbers up to 2^53; both windows have one frame, so that they share one pass
+    so_far = ibis.window(group_by="pool", order_by="item", preceding=None, following=0)
+    summed = weighted.mutate(
+        slot=ibis.row_number().over(ibis.window(group_by="pool", order_by="item")).cast("int64"),
+        high=weighted["piece"].sum().over(so_far).cast("int64"),
+    )
+    return summed.mutate(low=summed["high"] - summed["piece"].cast("int64")).drop("piece")
+
+
+def _uniform(asked: Table, numbered: Table, context: list[str], settings: NegativesConfig) -> Table:
+    points = _points(asked, settings.num_uniform, UNIFORM, settings.seed)
+    slots = points.select("moment_id", "pool", slot=points["number"] % points["size"])
+    return _negatives(slots.inner_join(numbered, ["pool", "slot"]), context, UNIFORM)
+
+
+def _by_popularity(asked: Table, numbered: Table, context: list[str], settings: NegativesConfig) -> Table:
+    points = _points(asked, settings.num_popularity, POPULARITY, settings.seed)
+    points = points.mutate(point=points["number"] % points["total"])
+    points = points.select("moment_id", "pool", "point", bucket=_bucket(points, points["point"]))
+    pieces = numbered.inner_join(asked.select("pool", "size", "total").distinct(), "pool")
+    pieces = pieces.select(
+        "pool", "item", "low", "high", *context,
+        bucket=_bucket(pieces, pieces["low"]),
+        last=_bucket(pieces, pieces["high"] - 1),
+    )  # fmt: skip
+    wide = pieces.filter(pieces["last"] > pieces["bucket"])
+    rest = wide.mutate(bucket=ibis.range(wide["bucket"] + 1, wide["last"] + 1).unnest())
+    listed = ibis.union(pieces, rest.select(*pieces.columns)).drop("last")
+    near = points.inner_join(listed, ["pool", "bucket"])
+    hit = near.filter((near["point"] >= near["low"]) & (near["point"] < near["high"]))
+    return _negatives(hit, context, POPULARITY)
+
+
+def _bucket(t: Table, point: IntegerValue) -> IntegerValue:
+    """The bucket of a point of the pool's total, of a table with the pool's `size` and `total`."""
+    width = (t["total"] * _BUCKET_ITEMS / t["size"]).floor() + 1
+    return (point / width).floor().cast("int64")
+
+
+def _negatives(hits: Table, context: list[str], kind: int) -> Table:
+    return hits.select(
+        "moment_id", "pool", "item", "low", "high", *context,
+        weight=ibis.literal(1.0, "float64"),
+        clicked=ibis.literal(0.0, "float64"),
+        draw=ibis.literal(kind, "int64"),
+    )  # fmt: skip
+
+
+def _points(asked: Table, num_per_positive: int, kind: int, seed: int) -> Table:
+    """`num_per_positive` pseudo-random numbers (`number`, 0 to 2^62 - 1) for each positive of each moment."""
+    counted = asked.mutate(which=ibis.range(0, asked["num_positives"] * num_per_positive).unnest())
+    start = _mix(_mix(counted["user"] + seed) + counted["time"] + kind)
+    mixed = counted.mutate(base=_mix(start + counted["which"]))
+    high, low = _mix(mixed["base"] + 1_000_003), _mix(mixed["base"] + 2_000_003)
+    return mixed.mutate(number=high * 2**31 + low)
+
+
+def _mix(value: IntegerValue) -> IntegerValue:
+    """A number of 0 to 2^31 - 1, far from those of near values.
+
+    Three linear congruential steps modulo different primes (multipliers from L'Ecuyer, Math. Comp. 68, 1999): each is
+    linear, their chain is not. No product leaves int64.
+    """
+    for factor, offset, prime in (
+        (1_389_796, 1_013, 2_147_483_647),
+        (1_583_458_089, 7_919, 2_147_483_629),
+        (784_588_716, 104_729, 2_147_483_587),
+    ):
+        value = (value % prime * factor + offset) % prime
+    return value
+
+
+def _with_rates(examples: Table, asked: Table, context: list[str], settings: NegativesConfig) -> Table:
+    t = examples.inner_join(asked.select("moment_id", "size", "total", "num_positives"), "moment_id")
+
+    def rate(chance: FloatingValue, num_per_positive: int) -> FloatingValue:
+        missed = (1.0 - chance) ** (t["num_positives"] * num_per_positive)
+        return (1.0 - missed).cast("float64")
+
+    return t.select(
+        "moment_id", "item", "clicked", "weight", "draw", *context,
+        rate_uniform=rate(1.0 / t["size"], settings.num_uniform),
+        rate_popularity=rate((t["high"] - t["low"]) / t["total"], settings.num_popularity),
+    )  # fmt: skip
