@@ -34,8 +34,9 @@ def gap_bucket(gap_seconds_T: Tensor) -> Tensor:
 
 def gap_to_previous(seconds_BL: Tensor) -> Tensor:
     """(B, L) gap buckets from each event to the one before it in its row; 0 for the first."""
-    gap_BL = gap_bucket(seconds_BL[:, 1:] - seconds_BL[:, :-1])
-    return torch.cat([torch.zeros_like(seconds_BL[:, :1]), gap_BL], dim=1)
+    place_L = torch.arange(seconds_BL.shape[1], device=seconds_BL.device)
+    previous_BL = seconds_BL.index_select(1, (place_L - 1).clamp(min=0))
+    return gap_bucket(seconds_BL - previous_BL) * (place_L > 0)
 
 
 class CalendarEmbedding(nn.Module):
