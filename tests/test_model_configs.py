@@ -1,0 +1,38 @@
+"""Every YAML of the groups model and tasks fits its dataclass."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from stack.tasks import TASKS, TasksConfig
+from stack.towers.config import ModelConfig
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def _load(group: str, name: str, schema: type) -> object:
+    """The choice over the defaults it names, checked against the dataclass, as Hydra would compose it."""
+    values = OmegaConf.load(CONFIGS / group / f"{name}.yaml")
+    assert isinstance(values, DictConfig)
+    bases = [base for base in values.pop("defaults", []) if base != "_self_"]
+    parts = [OmegaConf.load(CONFIGS / group / f"{base}.yaml") for base in bases]
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *parts, values))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml")))
+def test_model_choice_fits(name: str) -> None:
+    config = _load("model", name, ModelConfig)
+    assert isinstance(config, ModelConfig)
+    if name == "dupn":
+        assert config == ModelConfig()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml")))
+def test_tasks_choice_fits(name: str) -> None:
+    config = _load("tasks", name, TasksConfig)
+    assert isinstance(config, TasksConfig)
+    if name == "joint":
+        assert config == TasksConfig()
+    if name in TASKS:
+        assert [task for task in TASKS if getattr(config, task).enabled.name != "never"] == [name]
