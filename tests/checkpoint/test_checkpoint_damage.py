@@ -188,6 +188,25 @@ def test_a_rank_that_cannot_write_stops_all_and_publishes_nothing(
     assert save_on_ranks(tmp_path, 2, [[first], [second]]) == [tmp_path / "00000002"] * 2
 
 
+def test_every_file_and_folder_is_flushed_before_the_name_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[str, bool]] = []
+
+    def note(path: Path) -> None:
+        flushed.append((str(path.relative_to(tmp_path.parent)), (tmp_path / "00000001").exists()))
+
+    monkeypatch.setattr(save_module, "sync", note)
+    path = save(tmp_path, 1)
+    before = {name for name, published in flushed if not published}
+    aside = f"{tmp_path.name}/.aside-00000001"
+    inside = {str(file.relative_to(path)) for file in path.rglob("*")}
+    assert before >= {f"{aside}/{name}" for name in inside} | {aside}
+    assert [name for name, published in flushed if published] == [tmp_path.name, "."]
+    names = [name.removeprefix(f"{aside}/") for name, _ in flushed]
+    assert max(names.index(name) for name in FILES if name != "manifest.json") < names.index("manifest.json")
+
+
 def test_a_folder_that_cannot_be_made_stops_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     first, second = split(tables(2)["item"], [5])

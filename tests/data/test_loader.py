@@ -98,6 +98,18 @@ def test_resuming_gives_exactly_the_batches_that_were_left(
     assert [flatten_all(batch) for batch in resumed] == whole[stop:]
 
 
+def test_resuming_in_the_first_epoch_starts_the_next_one_at_its_beginning(dataset: Dataset) -> None:
+    def order(cursor: Cursor) -> list[list[tuple[int, int]]]:
+        plan = {"global_batch_size": 12, "num_epochs": 2, "num_prefetch": 0}
+        return [keys(batch) for batch in Loader(dataset, days=dataset.days()[:1], cursor=cursor, **plan)]  # type: ignore[arg-type]
+
+    whole = order(Cursor())
+    per_epoch = len(whole) // 2
+    assert per_epoch > 1
+    for done in range(len(whole)):
+        assert order(Cursor(epoch=done // per_epoch, step=done % per_epoch)) == whole[done:]
+
+
 def flatten_all(batch: Batch) -> dict[str, object]:
     """Every value of a batch of the test dataset."""
     groups = {name: dataclasses.replace(group, dense_EF=group.dense_EF[:, :0]) for name, group in batch.groups.items()}
