@@ -17,6 +17,7 @@ The history of an example is the last `max_history` events before its moment's p
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import dataclass
 
 import torch
@@ -72,11 +73,11 @@ class Batch:
     query: dict[str, Ids]
     groups: dict[str, Examples]
 
-    @property
+    @builtins.property
     def num_timelines(self) -> int:
         return int(self.num_events_B.shape[0])
 
-    @property
+    @builtins.property
     def num_moments(self) -> int:
         return int(self.moment_row_M.shape[0])
 
@@ -84,13 +85,33 @@ class Batch:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The same batch with every tensor on `device`."""
 
-    def move(value: object) -> object:
-        if isinstance(value, Tensor):
-            return value.to(device)
-        if isinstance(value, dict):
-            return {name: move(inner) for name, inner in value.items()}
-        if isinstance(value, (Jagged, Examples)):
-            return type(value)(**{name: move(inner) for name, inner in vars(value).items()})
-        return value
+    def move(ids: Ids) -> Ids:
+        if isinstance(ids, Jagged):
+            return Jagged(values_N=ids.values_N.to(device), lengths=ids.lengths.to(device))
+        return ids.to(device)
 
-    return Batch(**{name: move(value) for name, value in vars(batch).items()})  # type: ignore[arg-type]
+    def move_all(columns: dict[str, Ids]) -> dict[str, Ids]:
+        return {name: move(ids) for name, ids in columns.items()}
+
+    def move_examples(examples: Examples) -> Examples:
+        return Examples(
+            moment_E=examples.moment_E.to(device),
+            ids=move_all(examples.ids),
+            dense_EF=examples.dense_EF.to(device),
+            labels={name: label.to(device) for name, label in examples.labels.items()},
+        )
+
+    return Batch(
+        user_B=batch.user_B.to(device),
+        num_events_B=batch.num_events_B.to(device),
+        num_carried_B=batch.num_carried_B.to(device),
+        event_time_T=batch.event_time_T.to(device),
+        event=move_all(batch.event),
+        property=move_all(batch.property),
+        profile=move_all(batch.profile),
+        moment_row_M=batch.moment_row_M.to(device),
+        moment_position_M=batch.moment_position_M.to(device),
+        moment_time_M=batch.moment_time_M.to(device),
+        query=move_all(batch.query),
+        groups={name: move_examples(examples) for name, examples in batch.groups.items()},
+    )
