@@ -51,7 +51,7 @@ def _run(words: list[str]) -> int:
         from stack.doctor import doctor
 
         return doctor(options)
-    from stack.job import launch
+    from stack.verbs import launch
 
     launch(verb, options)
     return 0
@@ -63,7 +63,7 @@ def _complete(words: list[str]) -> int:
     if words[1:2] == ["query=bash"] and len(typed) <= 2:
         say(" ".join(verb for verb in VERBS if verb.startswith(typed[-1])))
         return 0
-    from stack.job import launch
+    from stack.verbs import launch
 
     replace_completion_line(" ".join(["stack", *typed[2:]]))
     launch("", words)

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -34,16 +34,13 @@ from stack.data.canonical import DataConfig
 from stack.data.ingest_config import IngestConfig
 from stack.data.sources import SOURCES
 from stack.evaluate.config import EvaluateConfig
-from stack.export.export import ExportConfig
-from stack.serve.serve import ServeConfig
+from stack.export.config import ExportConfig
+from stack.serve.config import ServeConfig
 from stack.tables.config import TablesConfig
 from stack.tasks import TasksConfig
 from stack.towers.config import ModelConfig
 from stack.train.config import TrainConfig
 from stack.train.optim import OptimConfig
-
-if TYPE_CHECKING:
-    from stack.train.build import Setup
 
 Choices = Mapping[str, Mapping[str, type]]
 
@@ -152,11 +149,6 @@ class _PastHydra(BaseException):
         self.error = error
 
 
-def launch(verb: str, arguments: Sequence[str]) -> None:
-    """Composes the job for `verb` and runs it."""
-    Composer(root=Job, choices=CHOICES, folder=configs_folder()).launch(verb, arguments, lambda job: ACTIONS[verb](job))
-
-
 def to_yaml(job: Job) -> str:
     """The job as text, to keep beside a run."""
     return OmegaConf.to_yaml(OmegaConf.structured(job))
@@ -175,46 +167,6 @@ def from_yaml(text: str) -> Job:
     except (OmegaConfBaseException, KeyError) as error:
         raise ConfigError(f"the saved configuration is not of this version: {' '.join(str(error).split())}") from error
     return cast(Job, OmegaConf.to_object(merged))
-
-
-def _ingest(job: Job) -> None:
-    from stack.data.ingest import ingest
-
-    if type(job.data) is not SOURCES[job.data.source].options:
-        raise ConfigError(f"data.source={job.data.source!r} belongs to another choice: write data={job.data.source}")
-    ingest(job.data, job.ingest)
-
-
-def _train(job: Job) -> None:
-    from stack.train.verb import train
-
-    train(setup_of(job))
-
-
-def _serve(job: Job) -> None:
-    from stack.serve.serve import serve
-
-    serve(job.serve)
-
-
-ACTIONS: Mapping[str, Callable[[Job], None]] = {"ingest": _ingest, "train": _train, "serve": _serve}
-"""What each verb does. Each imports its owner when called, so that a verb loads only what it needs."""
-
-
-def setup_of(job: Job) -> Setup:
-    """What the one assembly (`stack.train.build`) is given."""
-    from stack.train.build import Setup
-
-    return Setup(
-        dataset=Path(job.data.out),
-        model=job.model,
-        tasks=job.tasks,
-        tables=job.tables,
-        optim=job.optim,
-        train=job.train,
-        run=job.run,
-        composed=to_yaml(job),
-    )
 
 
 def _sweep(overrides: Sequence[str]) -> Iterator[list[str]]:

@@ -17,11 +17,13 @@ from stack.base.run import RunConfig
 from stack.base.seed import seed_everything
 from stack.data.dataset import Dataset
 from stack.data.loader import Loader
-from stack.job import CHOICES, Composer, Job, configs_folder, setup_of
+from stack.job import CHOICES, Composer, Job, configs_folder
 from stack.model import enabled_tasks
 from stack.tasks import TASKS
 from stack.train.build import Setup, build_sharded_model, training_days
 from stack.train.memory import keep_freed_memory
+from stack.verbs import setup_of
+from stack.verbs import setup_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,130 @@
+"""What each verb does with its job: hands the groups of options to their owners, which are imported when called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stack.base.dist import own_device, process_group, world
+from stack.base.errors import ConfigError
+from stack.data.sources import SOURCES
+from stack.job import CHOICES, Composer, Job, configs_folder, from_yaml, to_yaml
+
+if TYPE_CHECKING:
+    import torch
+
+    from stack.train.build import Setup
+    from stack.train.trained import TrainedRun
+
+OF_THE_RUN = frozenset({"data", "ingest", "model", "tables", "tasks", "optim", "train"})
+"""Groups that verbs on a trained run take from its folder, as it was trained."""
+
+
+def launch(verb: str, arguments: Sequence[str]) -> None:
+    """Composes the job that the words after a verb describe, and does what the verb says.
+
+    Raises: `ConfigError` for options that cannot be used, also those that the verb would not heed.
+    """
+    if verb in ("evaluate", "export"):
+        _refuse_options_of_the_run(verb, arguments)
+    Composer(root=Job, choices=CHOICES, folder=configs_folder()).launch(verb, arguments, ACTIONS.get(verb, _complete))
+
+
+def setup_of(job: Job) -> Setup:
+    """What the one assembly (`stack.train.build`) is given."""
+    from stack.train.build import Setup
+
+    return Setup(
+        dataset=Path(job.data.out),
+        model=job.model,
+        tasks=job.tasks,
+        tables=job.tables,
+        optim=job.optim,
+        train=job.train,
+        run=job.run,
+        composed=to_yaml(job),
+    )
+
+
+def _ingest(job: Job) -> None:
+    from stack.data.ingest import ingest
+
+    if type(job.data) is not SOURCES[job.data.source].options:
+        raise ConfigError(f"data.source={job.data.source!r} belongs to another choice: write data={job.data.source}")
+    ingest(job.data, job.ingest)
+
+
+def _train(job: Job) -> None:
+    from stack.train.verb import train
+
+    train(setup_of(job))
+
+
+def _evaluate(job: Job) -> None:
+    from stack.evaluate.evaluate import Trained, evaluate
+    from stack.evaluate.scorer import corrections, scorer_of
+
+    with _open_run(job, verb="evaluate", step=job.evaluate.step) as (run, device):
+        tasks = {name: run.user_model.task(name) for name in run.user_model.tasks}
+        trained = Trained(
+            name=run.name,
+            step=run.step,
+            dataset=run.dataset,
+            training_days=run.days,
+            tasks=corrections(tasks),
+            scorer=scorer_of(run.model, device=device),
+        )
+        evaluate(trained, folder=job.run.folder, settings=job.evaluate)
+
+
+def _export(job: Job) -> None:
+    from stack.export.export import Trained, export
+
+    with _open_run(job, verb="export", step=None) as (run, _):
+        trained = Trained(name=run.name, model=run.user_model, checkpoint=run.checkpoint, dataset=run.dataset)
+        export(trained, folder=job.run.folder / "package", config=job.export)
+
+
+def _serve(job: Job) -> None:
+    from stack.serve.serve import serve
+
+    serve(job.serve)
+
+
+def _complete(job: Job) -> None:
+    raise AssertionError("completing a command line runs no verb")
+
+
+ACTIONS: Mapping[str, Callable[[Job], None]] = {
+    "ingest": _ingest,
+    "train": _train,
+    "evaluate": _evaluate,
+    "export": _export,
+    "serve": _serve,
+}
+
+
+@contextmanager
+def _open_run(job: Job, *, verb: str, step: int | None) -> Iterator[tuple[TrainedRun, torch.device]]:
+    """The run of `job.run`, configured as it was trained; `step` None is its latest checkpoint."""
+    from stack.train.trained import open_run, saved_configuration
+
+    if world().size > 1:
+        raise ConfigError(f"stack {verb} runs in one process, not {world().size}: start it without torchrun")
+    saved = from_yaml(saved_configuration(job.run.folder))
+    saved.run = job.run
+    device = own_device()
+    with process_group(device=device):
+        yield open_run(setup_of(saved), step=step, device=device), device
+
+
+def _refuse_options_of_the_run(verb: str, arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        key = argument.lstrip("+~").partition("=")[0]
+        if key.partition(".")[0] in OF_THE_RUN:
+            raise ConfigError(
+                f"stack {verb} takes {key.partition('.')[0]!r} from the run's own config.yaml, as it was trained: "
+                f"leave out {argument!r}"
+            )
