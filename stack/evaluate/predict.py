@@ -48,7 +48,7 @@ def predict(
     )
     rows: dict[str, list[Rows]] = {name: [] for name in groups}
     scores: dict[str, list[Array]] = {task: [] for task in tasks}
-    with torch.inference_mode():
+    with torch.no_grad():  # FBGEMM has no kernel on the CPU for inference mode
         for batch in progress(loader, total=loader.num_steps, description="score"):
             for name in groups:
                 rows[name].append(from_batch(batch, dataset.schema.group(name)))

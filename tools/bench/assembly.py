@@ -23,7 +23,6 @@ from stack.tasks import TASKS
 from stack.train.build import Setup, build_sharded_model, training_days
 from stack.train.memory import keep_freed_memory
 from stack.verbs import setup_of
-from stack.verbs import setup_of
 
 
 @dataclass(frozen=True, kw_only=True)
