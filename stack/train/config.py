@@ -32,7 +32,7 @@ class TrainConfig:
     log_every_steps: int = 50
     # between lines for people and points of TensorBoard's curves; steps.jsonl has every step
     max_refused_batches: int = 10
-    # batches whose loss is not finite: learnt nothing from, counted, and above this number the end
+    # batches that are not finite (data, batch norm or loss): not learnt from, counted; above this number it is the end
     resume: bool = True
     # go on from the run folder's last checkpoint; false refuses a folder that is not empty
     num_threads: int = 0

@@ -42,9 +42,12 @@ class Periodic(ABC):
     def at_end(self, moment: Moment | None) -> None:  # noqa: B027  # most have nothing left to do
         """Called once after the last step (None if there was none), also where a stop was asked for."""
 
+    def close(self) -> None:  # noqa: B027
+        """Called last of all, also where a step or another periodic raised."""
+
 
 class RefusalLimit(Periodic):
-    """Ends training with one line where more than `limit` batches had a loss that is not finite."""
+    """Ends training with one line where more than `limit` batches were refused."""
 
     def __init__(self, *, limit: int) -> None:
         self._limit = limit
@@ -52,10 +55,10 @@ class RefusalLimit(Periodic):
     def after_step(self, moment: Moment) -> None:
         if moment.result.refused:
             losses = ", ".join(f"{name} {loss:.4g}" for name, loss in moment.result.losses.items())
-            say(f"step {moment.step}: refused a batch of {moment.day}: its loss is not finite ({losses})")
+            say(f"step {moment.step}: refused a batch of {moment.day}: not all of it is finite ({losses})")
         if moment.num_refused > self._limit:
             raise DataError(
-                f"{moment.num_refused} batches had a loss that is not finite, above train.max_refused_batches="
+                f"{moment.num_refused} batches had numbers that are not finite, above train.max_refused_batches="
                 f"{self._limit}; the last at step {moment.step}, day {moment.day}: look for infinite or missing values "
                 "in the data, or lower the learning rates"
             )
@@ -81,7 +84,7 @@ class StepLog(Periodic):
         self._file.write(msgspec.json.encode(record) + b"\n")
         self._file.flush()
 
-    def at_end(self, moment: Moment | None) -> None:
+    def close(self) -> None:
         self._file.close()
 
 
@@ -108,7 +111,7 @@ class Curves(Periodic):
         for name, value in curves.items():
             self._writer.add_scalar(name, value, moment.step)
 
-    def at_end(self, moment: Moment | None) -> None:
+    def close(self) -> None:
         self._writer.close()
 
 
@@ -155,7 +158,7 @@ class Bar(Periodic):
     def after_step(self, moment: Moment) -> None:
         self._progress.advance(1, note=f"{moment.day} loss {moment.result.loss:.4f}")
 
-    def at_end(self, moment: Moment | None) -> None:
+    def close(self) -> None:
         self._progress.__exit__(None, None, None)
 
 

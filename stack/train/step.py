@@ -14,6 +14,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from stack.base.errors import DataError
 from stack.base.seed import derive
 from stack.data.batch import Batch
+from stack.layers.norm import BatchStatistics
 from stack.tables.optim import set_table_learning_rate
 from stack.tasks import TaskOutput
 from stack.train.optim import Schedule
@@ -25,7 +26,8 @@ class StepResult:
     """What came of a step, the same on every rank.
 
     `losses`: mean loss over the global batch of each task with examples in it; `loss`: their weighted sum. `refused`:
-    the loss was not finite, so nothing was learnt from the batch. `stop`: some rank was asked to stop.
+    a number of the batch, the input of a batch norm, or the loss was not finite, so nothing was learnt. `stop`: some
+    rank was asked to stop.
     """
 
     losses: dict[str, float]
@@ -67,14 +69,18 @@ class Stepper:
         self._clip_norm = clip_norm
         self._task_weights = dict(task_weights)
         self._seed = seed
+        norms = [module for module in model.modules() if isinstance(module, BatchStatistics)]
+        self._refused_by_norms = [norm.num_refused for norm in norms]
 
     def __call__(self, batch: Batch, *, step: int, asked_to_stop: bool) -> StepResult:
         """Step number `step`, counted from 0. Raises `DataError` where a finite loss has a gradient that is not."""
         torch.manual_seed(derive(self._seed, "step", step, dist.get_rank()))
         share = self._set_rates(step)
+        refused_before = self._num_refused_by_norms()
         outputs: dict[str, TaskOutput] = self.model(batch)
         losses = {name: output.loss_E.sum() for name, output in outputs.items()}
-        sums = _sum_over_ranks(losses, outputs, batch, asked_to_stop)
+        num_bad = _num_not_finite(batch) + self._num_refused_by_norms() - refused_before
+        sums = _sum_over_ranks(losses, outputs, batch, num_bad=num_bad, asked_to_stop=asked_to_stop)
         means = {name: sums.losses[name] / weight for name, weight in sums.weights.items() if weight}
         norm = self._learn(losses, sums.weights, step) if sums.finite else math.nan
         return StepResult(
@@ -88,6 +94,9 @@ class Stepper:
             gradient_norm=norm,
             rate_share=share,
         )
+
+    def _num_refused_by_norms(self) -> int:
+        return int(torch.stack(self._refused_by_norms).sum()) if self._refused_by_norms else 0
 
     def _set_rates(self, step: int) -> float:
         share = self._schedule(step)
@@ -120,25 +129,38 @@ class _Sums:
     losses: dict[str, float]
     weights: dict[str, float]
     num_examples: int
+    num_bad: int
     stop: bool
 
     @property
     def finite(self) -> bool:
-        return all(map(math.isfinite, (*self.losses.values(), *self.weights.values())))
+        return self.num_bad == 0 and all(map(math.isfinite, (*self.losses.values(), *self.weights.values())))
+
+
+def _num_not_finite(batch: Batch) -> int:
+    """How many ranking features and labels are NaN or infinite. A loss can hide them: log(1 + exp(-inf)) is 0."""
+    floats = [value for examples in batch.groups.values() for value in (examples.dense_EF, *examples.labels.values())]
+    return sum(int((~torch.isfinite(value)).sum()) for value in floats)
 
 
 def _sum_over_ranks(
-    losses: Mapping[str, Tensor], outputs: Mapping[str, TaskOutput], batch: Batch, asked_to_stop: bool
+    losses: Mapping[str, Tensor],
+    outputs: Mapping[str, TaskOutput],
+    batch: Batch,
+    *,
+    num_bad: int,
+    asked_to_stop: bool,
 ) -> _Sums:
     """One reduction for all that ranks must agree on."""
     names = list(losses)
     num_examples = sum(examples.num_examples for examples in batch.groups.values())
-    facts = torch.tensor([num_examples, float(asked_to_stop)], dtype=torch.float64, device=batch.user_B.device)
+    facts = torch.tensor([num_examples, num_bad, asked_to_stop], dtype=torch.float64, device=batch.user_B.device)
     numbers = [losses[name].detach() for name in names] + [outputs[name].weight_E.detach().sum() for name in names]
     found = totals(torch.cat([torch.stack(numbers).double(), facts]))
     return _Sums(
         losses=dict(zip(names, found, strict=False)),
         weights=dict(zip(names, found[len(names) :], strict=False)),
-        num_examples=int(found[-2]),
+        num_examples=int(found[-3]),
+        num_bad=int(found[-2]),
         stop=found[-1] > 0,
     )
