@@ -1,0 +1,95 @@
+"""A package that was changed after export is refused, and the message names what was changed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from stack.base.errors import PackageError
+from stack.export.package import MANIFEST, File, open_package, read_manifest, write_manifest
+from tests.export.toy import MANIFEST_OF_TOY, write_toy_package
+
+TABLE = "tables/item.npy"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_package(tmp_path_factory.mktemp("toy") / "package")
+
+
+@pytest.fixture
+def package(whole: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole, tmp_path / "package")
+
+
+def test_an_untouched_package_opens_as_it_was_written(package: Path) -> None:
+    manifest = open_package(package)
+    assert msgspec.structs.replace(manifest, files={}, digest="") == MANIFEST_OF_TOY
+    assert TABLE in manifest.files
+    assert MANIFEST not in manifest.files
+
+
+def flip_a_bit(package: Path) -> None:
+    data = bytearray((package / TABLE).read_bytes())
+    data[-3] ^= 1
+    (package / TABLE).write_bytes(data)
+
+
+def link_out(package: Path) -> None:
+    target = package.parent / "item.npy"
+    (package / TABLE).rename(target)
+    (package / TABLE).symlink_to(target)
+
+
+def link_folder_out(package: Path) -> None:
+    (package / "tables").rename(package.parent / "tables")
+    (package / "tables").symlink_to(package.parent / "tables")
+
+
+def list_file(name: str) -> Callable[[Path], None]:
+    def tamper(package: Path) -> None:
+        manifest = read_manifest(package)
+        files = {**manifest.files, name: File(num_bytes=1, sha256="")}
+        write_manifest(package, msgspec.structs.replace(manifest, files=files))
+
+    return tamper
+
+
+def change(field: bytes, value: bytes) -> Callable[[Path], None]:
+    def tamper(package: Path) -> None:
+        data = (package / MANIFEST).read_bytes()
+        assert field in data
+        (package / MANIFEST).write_bytes(data.replace(field, value))
+
+    return tamper
+
+
+TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "bit flip": (flip_a_bit, "'tables/item.npy' is damaged: its sha256"),
+    "truncated": (lambda p: (p / TABLE).write_bytes(b"x"), "'tables/item.npy' has 1 bytes, manifest.json says 160"),
+    "missing": (lambda p: (p / TABLE).unlink(), "'tables/item.npy' is missing"),
+    "extra": (lambda p: (p / "x.so").write_bytes(b""), "'x.so' is not listed in manifest.json"),
+    "linked file": (link_out, "'tables/item.npy' is not a plain file inside the package"),
+    "linked folder": (link_folder_out, "'tables' is not listed in manifest.json"),
+    "parent": (list_file("../outside"), "refused the file name '../outside'"),
+    "absolute": (list_file("/etc/passwd"), "refused the file name '/etc/passwd'"),
+    "nul": (list_file("a\0b"), r"refused the file name 'a\\x00b'"),
+    "hidden": (list_file(".hidden"), "refused the file name '.hidden'"),
+    "manifest": (change(b'"run": "toy"', b'"run": "top"'), "manifest.json was changed: its digest is"),
+    "no json": (lambda p: (p / MANIFEST).write_bytes(b"\xff{"), "manifest.json cannot be read"),
+    "later format": (change(b'"format_version": 1', b'"format_version": 2'), "format version 2, this code reads 1"),
+    "unknown field": (change(b'"max_history"', b'"max_histories"'), "manifest.json cannot be read: Object"),
+    "no manifest": (lambda p: (p / MANIFEST).unlink(), "it has no manifest.json; write one with: stack export"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_a_tampered_package_is_refused_by_name(package: Path, name: str) -> None:
+    tamper, text = TAMPERED[name]
+    tamper(package)
+    with pytest.raises(PackageError, match=text):
+        open_package(package)
