@@ -41,4 +41,3 @@ def test_only_the_job_imports_hydra() -> None:
 
 def test_only_dist_reads_the_environment() -> None:
     assert _files_where(_reads_environment) == ["stack/base/dist.py"]
-

@@ -24,6 +24,19 @@ def test_no_word_and_help_show_every_verb(capsys: pytest.CaptureFixture[str]) ->
         (["train", "run.sed=1"], "stack: unknown option 'run.sed'; 'run' knows: dir, name, seed"),
         (["train", "+run.sed=1"], "stack: unknown option 'run.sed'; 'run' knows: dir, name, seed"),
         (["train", "run.seed=one"], "stack: run.seed: Value 'one' of type 'str' could not be converted to Integer"),
+        (
+            ["evaluate", "run.name=x", "model.norm=batch"],
+            "stack: stack evaluate takes 'model' from the run's own config.yaml, as it was trained: "
+            "leave out 'model.norm=batch'",
+        ),
+        (
+            ["export", "run.dir=/none", "run.name=x"],
+            "stack: /none/x is not a run (no config.yaml): set run.dir and run.name, or run `stack train` first",
+        ),
+        (
+            ["ingest", "data=events", "data.source=synthetic"],
+            "stack: data.source='synthetic' belongs to another choice: write data=synthetic",
+        ),
         (["train", "--fats"], "stack: unknown flag '--fats': `stack train --help` shows the flags there are"),
     ],
 )
