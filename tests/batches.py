@@ -32,7 +32,7 @@ def random_batch(
     def ids(features: Sequence[Feature], count: int) -> dict[str, Ids]:
         return {feature.name: _ids(generator, feature, count) for feature in features}
 
-    seconds = [torch.sort(torch.randint(NOON - 10**7, NOON, (n,), generator=generator)).values for n in num_events]
+    seconds = [torch.sort(NOON - 2 ** torch.randint(0, 24, (n,), generator=generator)).values for n in num_events]
     rows = torch.tensor([row for row, _ in moments], dtype=torch.int64)
     groups = {}
     for group in schema.groups:
@@ -53,7 +53,7 @@ def random_batch(
         profile=ids(schema.profile, len(num_events)),
         moment_row_M=rows,
         moment_position_M=torch.tensor([position for _, position in moments], dtype=torch.int64),
-        moment_time_M=NOON + torch.randint(0, 40_000, (len(moments),), generator=generator),
+        moment_time_M=NOON + 2 ** torch.randint(0, 26, (len(moments),), generator=generator),
         query=ids(schema.query, len(moments)),
         groups=groups,
     )

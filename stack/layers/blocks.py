@@ -33,7 +33,7 @@ class Blocks:
         return values_GXD.flatten(0, 1).index_select(0, self.slot_E)
 
 
-def blocks_of(moment_E: Tensor, *, num_moments: int, size: int = 16) -> Blocks:
+def blocks_of(moment_E: Tensor, *, num_moments: int, size: int = 8) -> Blocks:
     """Blocks for examples in any order; none where there is no example."""
     order_E = torch.argsort(moment_E, stable=True)
     count_M = torch.bincount(moment_E, minlength=num_moments)
