@@ -48,7 +48,6 @@ MODELS = {
     "target, transformer": by_target(behavior=Behavior.transformer),
     "target, mean": by_target(behavior=Behavior.mean),
     "target, cnn_max": by_target(behavior=Behavior.cnn_max),
-    "both, lstm": ModelConfig(attention=Attention.both),
 }
 
 
