@@ -233,7 +233,9 @@ class ChunkBuilder:
             examples = self._with_side(examples, items)
         parts = tuple(f for f in self._sides.of_candidate if f in group.candidate)
         examples = keep("candidates", self._complete(examples, parts))
-        return features.ranking_features(examples=examples, events=events, state=state, names=group.dense)
+        return features.ranking_features(
+            examples=examples, events=events, state=state, names=group.dense, keep=keep
+        )
 
     def _drawn(self, raw: _Raw, events: Table, moments: Table, state: dict[str, Table]) -> Table:
         settings = self._settings.negatives
@@ -254,6 +256,7 @@ class ChunkBuilder:
             pools=pools,
             popularity=keep("popularity", popularity),
             settings=settings,
+            keep=keep,
         )
         return keep("drawn", drawn)
 

@@ -155,7 +155,9 @@ class SparkEngine(Engine):
     def _keep(self, name: str, expression: Table) -> Table:
         path = self.folder / name
         self.backend.to_parquet(expression, path)
-        return self.backend.read_parquet(path)
+        table = self.backend.read_parquet(path)
+        schema = expression.schema()  # a literal 0 is int64 to ibis and int32 to Spark
+        return table.select(**{column: table[column].cast(dtype) for column, dtype in schema.items()})
 
     def _forget(self, name: str) -> None:
         shutil.rmtree(self.folder / name)
