@@ -28,6 +28,7 @@ UNIFORM, POPULARITY = 1, 2
 """Values of the label `draw` of negatives; positives have 0."""
 Keep = Callable[[str, Table], Table]
 """Computes an expression once, under a name that people can read (`Engine.materialize`)."""
+_PRIME, _FACTOR, _OFFSET, _SECOND = 2_147_483_647, 1_389_796, 1_013, 1_000_003
 _BUCKET_ITEMS = 4
 """Mean number of pieces in a bucket: higher lists fewer pieces twice and compares more of them with each draw."""
 
@@ -77,9 +78,9 @@ def draw(
     """Examples (moment_id, item, clicked, weight, draw, rate_uniform, rate_popularity, context columns of `pools`).
 
     `moments`: moment_id int64 (user * 2**32 + time, the same under any chunking), user, day int32, time, pool,
-    query columns. `positives`: distinct (moment_id, item), weight float64. `pools`: distinct (pool, item), `day`
-    (the reference day, not after any moment of the pool), context columns. `popularity`: (day, item, count):
-    positive events of the item on days strictly before `day`.
+    query columns. `positives`: distinct (moment_id, item), weight float64. `pools`: pool, item, `day` (the pool's
+    reference day, not after any of its moments), context columns; rows of one (pool, item) are merged, context columns
+    by their maximum. `popularity`: (day, item, count): positive events of the item on days strictly before `day`.
 
     One row for each (moment_id, item, draw). Positives outside their moment's pool are dropped. What was taken at
     the moment is never a negative, and an item that the same draw gives twice counts once; so there may be fewer
@@ -88,7 +89,9 @@ def draw(
     """
     context = [column for column in pools.columns if column not in ("pool", "item", "day")]
     taken = positives.select("moment_id", "item", "weight").inner_join(moments.select("moment_id", "pool"), "moment_id")
-    numbered = keep("pool_numbered", _number(pools.semi_join(taken, "pool"), popularity, context))
+    used = pools.semi_join(taken, "pool")
+    merged = used.group_by("pool", "item", "day").aggregate([used[column].max().name(column) for column in context])
+    numbered = keep("pool_numbered", _number(merged, popularity, context))
     found = taken.inner_join(numbered, ["pool", "item"])
     observed = found.select(
         "moment_id", "pool", "item", "low", "high", *context,
@@ -161,26 +164,24 @@ def _negatives(hits: Table, context: list[str], kind: int) -> Table:
 
 def _points(asked: Table, num_per_positive: int, kind: int, seed: int) -> Table:
     """`num_per_positive` pseudo-random numbers (`number`, 0 to 2^62 - 1) for each positive of each moment."""
-    counted = asked.mutate(which=ibis.range(0, asked["num_positives"] * num_per_positive).unnest())
-    start = _mix(_mix(counted["user"] + seed) + counted["time"] + kind)
-    mixed = counted.mutate(base=_mix(start + counted["which"]))
-    high, low = _mix(mixed["base"] + 1_000_003), _mix(mixed["base"] + 2_000_003)
-    return mixed.mutate(number=high * 2**31 + low)
+    t = mixed(asked.mutate(high_=asked["user"] + seed), "high_")
+    t = mixed(t.mutate(high_=t["high_"] + t["time"] + kind), "high_")
+    t = t.mutate(which_=ibis.range(0, t["num_positives"] * num_per_positive).unnest())
+    t = mixed(t.mutate(high_=t["high_"] + t["which_"]), "high_")
+    t = mixed(t.mutate(low_=t["high_"] + _SECOND), "low_")
+    return t.mutate(number=t["high_"] * 2**31 + t["low_"]).drop("high_", "low_", "which_")
 
 
-def _mix(value: IntegerValue) -> IntegerValue:
-    """A number of 0 to 2^31 - 1, far from those of near values.
+def mixed(t: Table, column: str) -> Table:
+    """`t` with the whole numbers of `column` (0 or more) replaced by ones of 0 to 2^31 - 2 that look random.
 
-    Three linear congruential steps modulo different primes (multipliers from L'Ecuyer, Math. Comp. 68, 1999): each is
-    linear, their chain is not. No product leaves int64.
+    x -> (a x + c)^5 modulo the prime 2^31 - 1: a permutation, since 5 does not divide p - 1, and unlike a chain of
+    linear congruential steps not linear. No product leaves int64. A step for each use of x keeps the SQL short.
     """
-    for factor, offset, prime in (
-        (1_389_796, 1_013, 2_147_483_647),
-        (1_583_458_089, 7_919, 2_147_483_629),
-        (784_588_716, 104_729, 2_147_483_587),
-    ):
-        value = (value % prime * factor + offset) % prime
-    return value
+    t = t.mutate(**{column: (t[column] % _PRIME * _FACTOR + _OFFSET) % _PRIME})
+    t = t.mutate(square_=t[column] * t[column] % _PRIME)
+    t = t.mutate(square_=t["square_"] * t["square_"] % _PRIME)
+    return t.mutate(**{column: t["square_"] * t[column] % _PRIME}).drop("square_")
 
 
 def _with_rates(examples: Table, asked: Table, context: list[str], settings: NegativesConfig) -> Table:

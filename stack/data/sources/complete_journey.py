@@ -224,31 +224,32 @@ def _visits(sales: Table) -> Table:
 
 
 def _pools(promotions: Table) -> Table:
-    """Products promoted in a store and week. A product listed at several places has the flags of all."""
+    """Products promoted in a store and week; a product listed at several places has several rows."""
     t = promotions
+    monday = _FIRST_MONDAY + (t["week"] - 2) * 7
 
     def flag(condition: BooleanValue) -> IntegerValue:
-        return condition.cast("int8").max()
+        return condition.cast("int8")
 
-    monday = _FIRST_MONDAY + (t["week"] - 2) * 7
-    day = ibis.greatest(monday, _FIRST_MONDAY - 1).cast("int32")
-    grouped = t.mutate(pool=_pool(t["store_id"], t["week"]), day=day).group_by("pool", item="product_id")
-    return grouped.aggregate(
-        day=lambda t: t["day"].max(),
-        display=lambda t: flag(t["display_location"] != "0"),
-        display_front=lambda t: flag(t["display_location"].isin(DISPLAY_FRONT)),
-        mailer=lambda t: flag(t["mailer_location"] != "0"),
-        mailer_front=lambda t: flag(t["mailer_location"].isin(MAILER_FRONT)),
+    return t.select(
+        pool=_pool(t["store_id"], t["week"]),
+        item="product_id",
+        day=ibis.greatest(monday, _FIRST_MONDAY - 1).cast("int32"),
+        display=flag(t["display_location"] != "0"),
+        display_front=flag(t["display_location"].isin(DISPLAY_FRONT)),
+        mailer=flag(t["mailer_location"] != "0"),
+        mailer_front=flag(t["mailer_location"].isin(MAILER_FRONT)),
     )
 
 
 def _follow(visits: Table, campaigns: Table, redemptions: Table) -> Table:
-    """For each visit the campaigns that its household had received and that run that day: was a coupon of the campaign
-    redeemed that day?"""
+    """For each household's first visit of a day, and each campaign it received that runs that day: was a coupon of the
+    campaign redeemed that day?"""
     redeemed = redemptions.select(
         user="household_id", icon="campaign_id", day=_day(redemptions["redemption_date"].epoch_seconds().cast("int64"))
     ).distinct()
-    running = visits.inner_join(campaigns, "user")
+    first = visits.group_by("user", "day").aggregate(time=lambda t: t["time"].min())
+    running = first.inner_join(campaigns, "user")
     running = running.filter(running["day"].between(running["start"], running["end"]))
     asked = running.select("user", "time", "day", "icon")
     found = redeemed.mutate(responded=ibis.literal(1.0, "float64"))
