@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from stack import __version__
-from stack.base.dist import completion_line, replace_completion_line
+from stack.base.dist import completion_line, replace_completion_line, share_cores
 from stack.base.errors import UnknownNameError, UserError
 from stack.telemetry.console import say
 
@@ -24,6 +24,7 @@ INTERRUPTED_STATUS = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status: 0, 2 for what the user can mend, 130 when interrupted."""
+    share_cores()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(words)

@@ -76,6 +76,15 @@ def replace_completion_line(line: str) -> None:
     os.environ["COMP_LINE"] = line
 
 
+def share_cores() -> None:
+    """Lets compute threads sleep while they wait for each other; call before torch is imported.
+
+    By default they spin, and beside other busy processes two threads on two cores took 4,308 ms for a training step of
+    535 ms on one; sleeping they took 790 ms. What the user's environment says goes first.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def own_device() -> torch.device:
     """This process's accelerator (`cuda:<local rank>`), or the CPU where there is none."""
     import torch

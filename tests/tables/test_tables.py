@@ -7,11 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stack.base.dist import process_group
 from stack.base.errors import ConfigError, DataError
 from stack.data.batch import Jagged
+from stack.tables import collection
 from stack.tables.collection import Tables
 from stack.tables.config import Placement, TableOptimizer, TablesConfig, TableSpec, table_specs
 from stack.tables.optim import fuse_optimizer, set_table_learning_rate
@@ -104,6 +107,17 @@ def test_no_ids_at_all_is_an_answer_too() -> None:
         answer = _sharded().module.tables({"item": [torch.empty(0, dtype=torch.int64)], "type": []})
         assert answer["item"][0].shape == (0, 8)
         assert answer["type"] == []
+
+
+@given(
+    ids=st.lists(st.integers(0, 40), max_size=30),
+    num_rows=st.sampled_from([41, 100, 1000]),
+)
+def test_distinct_ids_are_the_same_by_marking_and_by_sorting(ids: list[int], num_rows: int) -> None:
+    ids_N = torch.tensor(ids, dtype=torch.int64)
+    distinct_U, position_N = collection._distinct(ids_N, num_rows)
+    assert distinct_U.tolist() == sorted(set(ids))
+    assert distinct_U[position_N].tolist() == ids
 
 
 def test_a_new_learning_rate_holds_from_the_next_backward_pass() -> None:
