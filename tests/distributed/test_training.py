@@ -22,7 +22,7 @@ RUNS = {
     # Rounding differs between one and two processes. Without batch norm that is all that differs after 16 steps.
     "none": (Run(norm="none"), 2e-6),
     # Batch norm divides by small deviations and sits on the kinks of ReLU, so rounding grows threefold a step:
-    # small rates, and 8 steps. With statistics of each rank's own rows the first step already differs by 1.6e-3 to 5e-2.
+    # small rates, and 8 steps. With statistics of each rank's own rows the first step differs by 1.6e-3 to 5e-2.
     "batch": (
         Run(
             norm="batch", dense_learning_rate=1e-4, tables_learning_rate=1e-3,
