@@ -8,9 +8,10 @@ from __future__ import annotations
 from functools import reduce
 
 import ibis
-from ibis.expr.types import IntegerValue, Table
+from ibis.expr.types import Table
 
 from stack.data.features import level_as_of
+from stack.data.negatives import mixed
 
 PRICE_UNITS = 10_000
 MAX_PRICED_ITEMS = 4
@@ -59,8 +60,8 @@ def price(*, events: Table, moments: Table, state: dict[str, Table], edges: tupl
     bought = found.group_by("moment_id", "bucket", "user", "day", "time", "item", "category").agg(
         units=lambda t: t.units.sum(), n=lambda t: t.count()
     )
-    key = _mix(bought.item, bought.user, bought.time)
-    order = ibis.row_number().over(group_by="moment_id", order_by=[key, bought.item, bought.category])
+    bought = _mix(bought, "user", "time", "item")
+    order = ibis.row_number().over(group_by="moment_id", order_by=["mixed", "item", "category"])
     bought = bought.mutate(place=order).filter(lambda t: t.place < MAX_PRICED_ITEMS)
     keys = bought.select("category", "day").distinct()
     prior = level_as_of("category", keys=keys, events=events, state=state).filter(lambda t: t.priced > 0)
@@ -76,14 +77,15 @@ def shop(*, moments: Table, num_shops: Table) -> Table:
     visited = known.select("moment_id", "bucket", "user", "day", "time", "shop", visited=ibis.literal(1.0))
     drawn = known.inner_join(num_shops, "day").filter(lambda t: t.num_shops > 0)
     others = drawn.mutate(k=ibis.array(list(range(NUM_OTHER_SHOPS))).unnest())
-    pick = _mix(others.user, others.time, others.k) % others.num_shops + 1
-    others = others.mutate(pick=pick).filter(lambda t: t["pick"] != t.shop)
+    others = _mix(others, "user", "time", "k")
+    others = others.mutate(pick=others.mixed % others.num_shops + 1).filter(lambda t: t["pick"] != t.shop)
     others = others.select("moment_id", "bucket", "user", "day", "time", shop=others["pick"]).distinct()
     return visited.union(others.mutate(visited=ibis.literal(0.0)))
 
 
-def _mix(first: IntegerValue, second: IntegerValue, third: IntegerValue) -> IntegerValue:
-    """A number below 2^31 - 1 from three: a multiplicative congruential step for each, within int64."""
-    mixed = (first % _PRIME) * 48_271 % _PRIME
-    mixed = (mixed + second % _PRIME) % _PRIME * 16_807 % _PRIME
-    return (mixed + third % _PRIME) % _PRIME * 69_621 % _PRIME
+def _mix(table: Table, *columns: str) -> Table:
+    """`table` with `mixed`: a number below 2^31 - 1 that depends on all of the columns and looks random."""
+    table = table.mutate(mixed=ibis.literal(0, "int64"))
+    for column in columns:
+        table = mixed(table.mutate(mixed=table.mixed + table[column] % _PRIME), "mixed")
+    return table

@@ -12,11 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 import pyarrow.compute as pc
+from ibis.expr.types import Table
 
 from stack.base.errors import DataError
 from stack.base.files import remove_leftovers, sha256_of, write_bytes
@@ -24,7 +25,7 @@ from stack.data import coding
 from stack.data.badrows import Checked, check, refuse_above, sample_of, write_sample
 from stack.data.canonical import Canonical, DataConfig
 from stack.data.chunk import Chunk, ChunkBuilder, ChunkSettings
-from stack.data.days import day_name, day_number
+from stack.data.days import SECONDS_PER_DAY, day_name, day_number
 from stack.data.engine import Engine, open_engine
 from stack.data.ingest_config import IngestConfig
 from stack.data.layout import FORMAT_VERSION, DatasetManifest, DayManifest, day_folder
@@ -107,6 +108,7 @@ def ingest(data: DataConfig, config: IngestConfig, *, now: int | None = None) ->
             checked = check(canonical, engine=engine, days=asked, now=clock, num_samples=config.num_bad_rows)
             refuse_above(checked, max_bad_share=config.max_bad_share)
             first, last = _range_of(checked, data)
+            canonical = _once(canonical, engine=engine, last=last)
         run = _Run(canonical=canonical, checked=checked, engine=engine, dataset=dataset, config=config, report=report)
         run.prepare(data.source, first, last)
         run.chunks(first, last)
@@ -287,6 +289,25 @@ def _range_of(checked: Checked, data: DataConfig) -> tuple[int, int]:
                 f"from {day_name(min(days))} to {day_name(max(days))}"
             )
     return min(days), max(days)
+
+
+def _once(canonical: Canonical, *, engine: Engine, last: int) -> Canonical:
+    """The source's tables computed once, not again for each chunk; `events` are those that were checked.
+
+    Rows later than the day `last` are left out where that is known: of visits and follow by time, of pools by day.
+    """
+    end = (last + 1) * SECONDS_PER_DAY
+    kept: dict[str, Table] = {}
+    for name in ("items", "users", "visits", "pools", "impressions", "follow"):
+        table = getattr(canonical, name)
+        if table is None:
+            continue
+        if name in ("visits", "impressions", "follow"):
+            table = table.filter(table.time < end)
+        if name == "pools":
+            table = table.filter(table.day <= last)
+        kept[name] = engine.materialize(f"source_{name}", table)
+    return replace(canonical, **kept)
 
 
 def _settings(config: IngestConfig) -> dict[str, str | int | float | bool | None]:

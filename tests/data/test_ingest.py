@@ -1,0 +1,293 @@
+"""Ingest end to end on small logs: against a slow oracle, any chunking, killed, repeated, leakage, refusals."""
+
+from __future__ import annotations
+
+import fcntl
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stack.base.errors import DataError
+from stack.data.days import day_name
+from stack.data.engine import EngineName
+from stack.data.ingest import IngestReport, ingest
+from stack.data.ingest_config import IngestConfig
+from tests.data.tiny_log import Rows, TinyConfig, write_log
+from tests.data.tiny_oracle import DAY, timelines, vocabularies
+
+FIRST = 17_000
+HISTORY = 6
+
+
+def items_of(num_items: int) -> Rows:
+    rows: Rows = [
+        {"item": f"i{k}", "since": 0, "brand": f"b{k % 4}", "category": f"c{k % 3}", "tags": [f"t{k % 4}", f"t{k % 5}"]}
+        for k in range(num_items)
+    ]
+    rows.append({"item": "i1", "since": (FIRST + 1) * DAY + 500, "brand": "fresh", "category": "c0", "tags": ["z"]})
+    return rows
+
+
+def events_of(seed: int, num_days: int = 4, per_day: int = 25) -> Rows:
+    rng = random.Random(seed)
+    return [
+        {
+            "user": rng.randrange(10, 16), "item": f"i{rng.randrange(12)}", "time": day * DAY + rng.randrange(12) * 250,
+            "shop": rng.choice(["s1", "s2", None]), "type": rng.choice(["buy", "view"]),
+            "scenario": rng.choice(["plain", None]), "price": round(rng.uniform(1, 5), 2), "quantity": place + 1.0,
+        }
+        for day in range(FIRST, FIRST + num_days) for place in range(per_day)
+    ]  # fmt: skip
+
+
+ITEMS = items_of(12)
+USERS: Rows = [{"user": 10, "age": "old"}, {"user": 11, "age": "young"}]
+
+
+def run(log: Path, out: Path, *, engine: EngineName = EngineName.duckdb, **options: Any) -> IngestReport:
+    days = {key: options.pop(key) for key in ("from_day", "to_day") if key in options}
+    options = {"chunk_days": 31, "max_history": HISTORY, "num_buckets": 2, "num_threads": 1} | options
+    config = IngestConfig(engine=engine, memory_limit_gib=1.0, **options)
+    return ingest(TinyConfig(path=str(log), out=str(out), **days), config, now=(FIRST + 100) * DAY)
+
+
+def read_day(out: Path, day: int) -> list[dict[str, Any]]:
+    files = sorted((out / "days" / day_name(day)).glob("bucket-*.parquet"))
+    rows = pa.concat_tables([pq.read_table(file) for file in files]).to_pylist()
+    return sorted(rows, key=lambda row: row["user"])
+
+
+def tree(out: Path) -> dict[str, bytes]:
+    """Every file of the timelines and vocabularies but manifests (which know the code's version)."""
+    return {str(f.relative_to(out)): f.read_bytes() for f in sorted(out.glob("days/*/*.parquet"))}
+
+
+def words(out: Path, table: str) -> dict[object, int]:
+    parts = [pq.read_table(file) for file in sorted((out / "vocab" / table).glob("*.parquet"))]
+    return {row["raw"]: row["row"] for part in parts for row in part.to_pylist()}
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    follow: Rows = [
+        {"user": e["user"], "time": e["time"], "icon": "k", "responded": 1.0} for e in events_of(0)[::9]
+        if e["type"] == "buy"
+    ]  # fmt: skip
+    return write_log(tmp_path_factory.mktemp("log"), events=events_of(0), items=ITEMS, users=USERS, follow=follow)
+
+
+@pytest.fixture(scope="module")
+def whole(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.data.tiny_log import registered
+
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with registered():
+        run(log, out)
+    return out
+
+
+def test_timelines_positions_and_side_information_equal_the_oracle(whole: Path) -> None:
+    for day in range(FIRST, FIRST + 4):
+        expected = timelines(events_of(0), ITEMS, day, HISTORY)
+        found = {row["user"]: row for row in read_day(whole, day)}
+        assert found.keys() == expected.keys()
+        for user, row in expected.items():
+            assert {name: found[user][name] for name in row} == row
+
+
+def test_vocabularies_number_ids_by_first_day_and_raw_id(whole: Path) -> None:
+    for table, rows in vocabularies(events_of(0), ITEMS).items():
+        assert words(whole, table) == rows, table
+
+
+def test_profiles_follow_the_user_and_are_unknown_for_others(whole: Path) -> None:
+    users, ages = words(whole, "user"), words(whole, "age")
+    for row in read_day(whole, FIRST + 2):
+        expected = {users[10]: ages["old"], users[11]: ages["young"]}.get(row["user"], 0)
+        assert row["profile_age"] == expected
+
+
+@pytest.mark.parametrize("chunk_days", [1, 3])
+def test_any_chunking_gives_the_same_bytes(log: Path, whole: Path, tmp_path: Path, chunk_days: int) -> None:
+    run(log, tmp_path / "out", chunk_days=chunk_days)
+    assert tree(tmp_path / "out") == tree(whole)
+    for table in ("item", "brand", "tags", "user"):
+        assert words(tmp_path / "out", table) == words(whole, table)
+
+
+def test_running_a_day_again_gives_the_same_bytes(log: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    report = run(log, out, from_day=day_name(FIRST + 1), to_day=day_name(FIRST + 2))
+    assert tree(out) == tree(whole)
+    assert report.outdated == []
+
+
+def test_running_a_changed_day_again_replaces_it_and_names_the_days_built_on_it(whole: Path, tmp_path: Path) -> None:
+    out, day = tmp_path / "out", FIRST + 1
+    shutil.copytree(whole, out)
+    changed = [event for event in events_of(0) if not (event["time"] // DAY == day and event["quantity"] > 10)]
+    follow: Rows = []
+    other = write_log(tmp_path / "log", events=changed, items=ITEMS, users=USERS, follow=follow)
+    report = run(other, out, from_day=day_name(day), to_day=day_name(day))
+    assert report.num_events == 10
+    assert report.outdated == [day_name(FIRST + 2), day_name(FIRST + 3)]
+    assert sum(len(row["event_time"]) - row["num_carried"] for row in read_day(out, day)) == 10
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    import stack.base.files as files
+    import stack.data.write as write
+    from tests.data.test_ingest import run
+    from tests.data.tiny_log import registered
+
+    left, whole = [int(sys.argv[3])], files.replace_folder
+    def replace(aside, path):
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        whole(aside, path)
+    files.replace_folder = replace
+    with registered():
+        run(Path(sys.argv[1]), Path(sys.argv[2]), chunk_days=2)
+"""
+
+
+@pytest.mark.parametrize("num_renames", [1, 5])
+def test_a_killed_ingest_leaves_whole_days_and_running_again_converges(
+    log: Path, whole: Path, tmp_path: Path, num_renames: int
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(log), str(out), str(num_renames)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], check=False, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    days = sorted(path.name for path in (out / "days").iterdir() if not path.name.startswith("."))
+    assert len(days) == num_renames // 2
+    assert all(tree(whole)[name] == data for name, data in tree(out).items() if ".aside" not in name)
+    run(log, out, chunk_days=2)
+    assert tree(out) == tree(whole)
+    assert not (out / "ingest.json").exists()
+    assert not list(out.rglob(".aside*"))
+
+
+def test_a_second_ingest_into_one_dataset_is_refused(log: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with (out / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another ingest is writing .*out: wait for its end"):
+            run(log, out)
+
+
+def test_other_settings_for_an_existing_dataset_are_refused(log: Path, whole: Path) -> None:
+    with pytest.raises(DataError, match="was made with num_buckets=2, and 4 is asked for: choose another data.out"):
+        run(log, whole, num_buckets=4)
+
+
+def test_an_empty_day_is_refused(log: Path, tmp_path: Path) -> None:
+    day = day_name(FIRST + 50)
+    with pytest.raises(DataError, match=f"data.source=tiny has no usable row from {day} to {day}: choose other days"):
+        run(log, tmp_path / "out", from_day=day, to_day=day)
+    with pytest.raises(DataError, match=f"data.to_day={day} is an empty day: .* the log has rows from"):
+        run(log, tmp_path / "out", to_day=day)
+
+
+GOOD = {"user": 1, "item": "i1", "time": FIRST * DAY, "type": "buy", "price": 1.0}
+BAD = {
+    "bad_time": ({**GOOD, "time": None}, "column 'time' is missing, unparsable or before 1970 in 1 of them"),
+    "future_time": ({**GOOD, "time": 10**11}, "column 'time' is later than now in 1 of them"),
+    "bad_user": ({**GOOD, "user": None}, "column 'user' is missing or malformed in 1 of them"),
+    "bad_item": ({**GOOD, "item": " "}, "column 'item' is missing or malformed in 1 of them"),
+    "unknown_type": ({**GOOD, "type": "hum"}, "column 'type' is not a behaviour that the source knows in 1 of them"),
+    "no_side_information": ({**GOOD, "item": "x"}, "column 'item' is without a row in the side information of items"),
+    "duplicate": (GOOD, "column 'row' is a copy of an earlier one in 1 of them"),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_bad_rows_are_refused_above_the_limit_and_counted_below(tmp_path: Path, reason: str) -> None:
+    bad, text = BAD[reason]
+    log = write_log(tmp_path / "log", events=[GOOD, bad, {**GOOD, "item": "i2"}], items=ITEMS)
+    with pytest.raises(DataError) as caught:
+        run(log, tmp_path / "out")
+    message = str(caught.value)
+    assert "1 of 3 rows (33.33%) are bad, the limit is ingest.max_bad_share=1.00%" in message
+    assert text in message
+    assert "or raise ingest.max_bad_share to drop them" in message
+    assert not (tmp_path / "out" / "days").exists()
+    report = run(log, tmp_path / "out", max_bad_share=0.5)
+    assert report.dropped == {reason: 1}
+    assert report.num_events == 2
+    dayless = reason in ("bad_time", "future_time")
+    sample = tmp_path / "out" / ("" if dayless else f"days/{day_name(FIRST)}") / "bad_rows.parquet"
+    assert [(row["reason"], row["row_id"]) for row in pq.read_table(sample).to_pylist()] == [(reason, 1)]
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 10**6), cut=st.integers(1, 3), second=st.integers(0, 2_999))
+def test_what_comes_later_changes_nothing_that_an_example_sees(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, cut: int, second: int
+) -> None:
+    """The log with everything at or after a time replaced gives the same examples' inputs before that time."""
+    folder = tmp_path_factory.mktemp("leak")
+    time = (FIRST + cut) * DAY + second
+    events = events_of(seed, num_days=4, per_day=12)
+    before = [event for event in events if event["time"] < time]
+    other = before + [event for event in events_of(seed + 1, 4, 12) if event["time"] >= time]
+    other_items = [row for row in ITEMS if row["since"] < time]
+    outs = []
+    for name, rows, items in (("a", events, ITEMS), ("b", other, other_items)):
+        log = write_log(folder / name / "log", events=rows, items=items, users=USERS)
+        run(log, folder / name / "out", to_day=None)
+        outs.append(folder / name / "out")
+    for day in range(FIRST, FIRST + cut + 1):
+        first, second_ = ([_before(row, out, time) for row in read_day(out, day)] for out in outs)
+        assert [row for row in first if row["moments"]] == [row for row in second_ if row["moments"]]
+
+
+def _before(row: dict[str, Any], out: Path, time: int) -> dict[str, Any]:
+    """What the moments before `time` of a timeline see, ids as in the log."""
+    names = {table: {row: raw for raw, row in words(out, table).items()} for table in ("item", "brand", "user", "type")}
+    num_moments = sum(moment < time for moment in row["moment_time"])
+    last = row["moment_position"][num_moments - 1] if num_moments else 0
+    width = len(row["impression_dense"]) // max(len(row["impression_item"]), 1)
+    columns = (row[f"impression_{name}"] for name in ("moment", "item", "brand", "draw"))
+    observed = [
+        (moment, names["item"][item], names["brand"].get(brand), row["impression_dense"][place * width :][:width])
+        for place, (moment, item, brand, draw) in enumerate(zip(*columns, strict=True))
+        if draw == 0 and moment < num_moments
+    ]
+    return {
+        "user": names["user"][row["user"]],
+        "moments": row["moment_time"][:num_moments],
+        "positions": row["moment_position"][:num_moments],
+        "times": row["event_time"][:last],
+        "items": [names["item"][item] for item in row["event_item"][:last]],
+        "brands": [names["brand"].get(brand) for brand in row["event_brand"][:last]],
+        "observed": sorted(observed, key=lambda one: one[:2]),
+    }
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("java") is None, reason="there is no Java on this machine, and Spark needs it")
+@pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning")
+def test_spark_gives_the_rows_that_duckdb_gives(log: Path, whole: Path, tmp_path: Path) -> None:
+    run(log, tmp_path / "out", engine=EngineName.spark)
+    for day in range(FIRST, FIRST + 4):
+        assert read_day(tmp_path / "out", day) == read_day(whole, day)
+    for table in ("item", "brand", "tags", "user"):
+        assert words(tmp_path / "out", table) == words(whole, table)
