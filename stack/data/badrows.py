@@ -1,6 +1,7 @@
 """Rows of the log that cannot be used: found, counted by reason, sampled, and refused above a share.
 
-A row has one reason, the first that applies, in the order of `Reason`. Duplicates keep the row with the lowest `row_id`.
+A row has one reason, the first that applies, in the order of `Reason`. Of copies the one with the lowest
+`row_id` stays.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def refuse_above(checked: Checked, *, max_bad_share: float) -> None:
     example = "" if column == "row" else f", e.g. {rows[0][column]!r} in row {rows[0]['row_id']}"
     raise DataError(
         f"{num_bad:,} of {num_rows:,} rows ({num_bad / num_rows:.2%}) are bad, the limit is "
-        f"ingest.max_bad_share={max_bad_share:.2%}: column {column!r} is {what} in {count:,} of them ({reason}{example}); "
+        f"ingest.max_bad_share={max_bad_share:.2%}: column {column!r} is {what} in {count:,} of them "
+        f"({reason}{example}); "
         f"mend the log, or raise ingest.max_bad_share to drop them"
     )
 

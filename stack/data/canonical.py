@@ -13,8 +13,8 @@ times are int64 epoch seconds in the log's local time, so that day and hour are 
     quantity     float64, 1.0 where the log has none
     row_id       int64, unique: the row of the source file, for the sample of bad rows and to break ties in time
     discounted   optional, whole number: 1 where the price was reduced
-    excluded     optional, string: why the source leaves a row out on purpose; null for all others. Counted as dropped for
-                 the reason "excluded_<text>", not among the bad rows
+    excluded     optional, string: why the source leaves a row out on purpose; null for all others. Counted as dropped
+                 for the reason "excluded_<text>", not among the bad rows
 ``items``        side information: item, then one column for each event feature that is not in `events`
                  (brand, category), tags array<string>. Optional `since` int64: valid from that second on.
 ``users``        user, one column for each profile feature of the schema, optional `since`.
@@ -22,8 +22,8 @@ times are int64 epoch seconds in the log's local time, so that day and hour are 
                  None: the distinct (user, time) of positive events, with the day number as pool, and query
                  columns taken from the event of the lowest row_id.
 ``pools``        candidates that could be seen at a moment: pool, item, day (int32, the pool's reference day: popularity
-                 is taken as of its start, so it is not after any moment of the pool), and numeric context columns for the
-                 ranking features. Rows of one (pool, item) are merged, context columns by their maximum.
+                 is taken as of its start, so it is not after any moment of the pool), and numeric context columns
+                 for the ranking features. Rows of one (pool, item) are merged, context columns by their maximum.
                  None: the items with an event in the `pool_days` days before the moment's day.
 ``impressions``  user, time, item, clicked, weight: real impressions, used instead of sampling.
 ``follow``       user, time, icon, responded.
@@ -111,7 +111,7 @@ ITEM_FEATURES = (
     Feature(name="category", table="category"),
     Feature(name="tags", table="tags", multi=True),
 )
-"""The five features of an item (DUPN section 4.1). The shop of a candidate is that of `items` where it has the column, else
-the shop of its moment where the query has one, else unknown."""
+"""The five features of an item (DUPN section 4.1). The shop of a candidate is that of `items` where it has the column,
+else the shop of its moment where the query has one, else unknown."""
 
 PROPERTIES = (Feature(name="scenario", table="scenario"), Feature(name="type", table="type"))

@@ -189,7 +189,7 @@ class ChunkBuilder:
         return self._engine.materialize("events", events.select(**{n: events[n].cast(t) for n, t in wanted.items()}))
 
     def _with_side(self, table: Table, items: Table) -> Table:
-        """Side information of the item as of `time`. A shop that is unknown (row 0) is that of the item, if it has one."""
+        """Side information of the item as of `time`; an unknown shop (row 0) becomes that of the item."""
         if "shop" not in items.columns:
             return coding.as_of(table, items, "item", dated=self._sides.dated_items)
         joined = coding.as_of(table, items.rename(shop_of_item="shop"), "item", dated=self._sides.dated_items)
@@ -233,9 +233,7 @@ class ChunkBuilder:
             examples = self._with_side(examples, items)
         parts = tuple(f for f in self._sides.of_candidate if f in group.candidate)
         examples = keep("candidates", self._complete(examples, parts))
-        return features.ranking_features(
-            examples=examples, events=events, state=state, names=group.dense, keep=keep
-        )
+        return features.ranking_features(examples=examples, events=events, state=state, names=group.dense, keep=keep)
 
     def _drawn(self, raw: _Raw, events: Table, moments: Table, state: dict[str, Table]) -> Table:
         settings = self._settings.negatives

@@ -1,6 +1,7 @@
 """Examples that need no sampling from a pool: what was bought or shown at a moment, price tiers, follows, shops.
 
-Ids are vocabulary rows. Money is summed in whole units of 1/10000, so that a sum does not depend on the order of its terms.
+Ids are vocabulary rows. Money is summed in whole units of 1/10000, so that no sum depends on the order of its
+terms.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def at_moments(rows: Table, moments: Table) -> Table:
 
 
 def positives(*, events: Table, moments: Table) -> Table:
-    """(moment_id, item, weight): items of positive events at a moment; weight is their quantity, at least a thousandth."""
+    """(moment_id, item, weight): items of positive events at a moment, weighted by quantity (at least 1 / 1000)."""
     bought = events.filter(events.positive & (events.item > 0))
     found = at_moments(bought.select("user", "time", "item", "quantity"), moments)
     units = (found.quantity.fill_null(1.0) * 1000).round().cast("int64")
@@ -52,8 +53,11 @@ def observed(shown: Table, moments: Table) -> Table:
 
 
 def price(*, events: Table, moments: Table, state: dict[str, Table], edges: tuple[float, ...]) -> Table:
-    """Price tiers of up to four items bought at a moment: the number of `edges` that the item's mean unit price, divided by
-    the mean unit price of its category on earlier days, reaches. Items of a category without a price so far have none."""
+    """Price tiers of up to four items bought at a moment.
+
+    The tier is the number of `edges` that the item's mean unit price, divided by the mean unit price of its category on
+    earlier days, reaches. Items of a category without a price so far have none.
+    """
     sold = events.filter(events.positive & (events.category > 0) & (events.item > 0) & (events.price > 0))
     sold = sold.mutate(units=(sold.price * PRICE_UNITS).round().cast("int64"))
     found = at_moments(sold.select("user", "time", "item", "category", "units"), moments)

@@ -1,8 +1,8 @@
 """`stack ingest`: a log becomes timelines by day.
 
 Rows are checked once, before anything is written. Then chunk after chunk of days: the state at its start and the
-chunk's rows give all its days. A dataset has one writer at a time; `ingest.json` marks one that has not ended, so that the same
-command run again continues after the last finished chunk.
+chunk's rows give all its days. A dataset has one writer at a time; `ingest.json` marks one that has not ended, so
+that the same command run again continues after the last finished chunk.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fcntl
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,7 +62,7 @@ class IngestReport:
     num_examples: Counter[str] = field(default_factory=Counter)
     num_bytes: int = 0
     num_rows: dict[str, int] = field(default_factory=dict)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
     outdated: list[str] = field(default_factory=list)
 
     def add(self, manifest: DayManifest) -> None:
@@ -79,7 +80,7 @@ class IngestReport:
         """Adds the time of the block to the phase."""
         start = time.perf_counter()
         yield
-        self.seconds[name] += time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def ingest(data: DataConfig, config: IngestConfig, *, now: int | None = None) -> IngestReport:
@@ -208,14 +209,22 @@ class _Run:
             with phase("fetch"):
                 flat = self._flat(chunk, state, bucket)
             with phase("timelines"):
-                cutter = Cutter(flat=flat, schema=self._schema, max_history=self._config.max_history)
-                for day in days:
-                    events = flat.events.filter(pc.equal(flat.events["day"], day))
-                    writer.add(day=day, bucket=bucket, timelines=cutter.cut(day), events=events)
+                self._write_bucket(writer, flat, days, bucket)
         with phase("state"):
             self._states.write_full(writer.full_state(), state=state, events=chunk.events, last_day=days[-1])
         with phase("commit"):
             self._commit(writer, days)
+
+    def _write_bucket(self, writer: ChunkWriter, flat: Flat, days: list[int], bucket: int) -> None:
+        cutter = Cutter(flat=flat, schema=self._schema, max_history=self._config.max_history)
+
+        def write(day: int) -> None:
+            events = flat.events.filter(pc.equal(flat.events["day"], day))
+            writer.add(day=day, bucket=bucket, timelines=cutter.cut(day), events=events)
+
+        with ThreadPoolExecutor(self._config.threads) as pool:
+            for _ in pool.map(write, days):
+                pass
 
     def _commit(self, writer: ChunkWriter, days: list[int]) -> None:
         existing = complete_days(self._dataset)

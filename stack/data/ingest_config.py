@@ -22,7 +22,7 @@ class IngestConfig:
     # threads of the engine; 0: one for each core
     temp_folder: str | None = None
     # folder for spilled data; null: the system's
-    chunk_days: int = 31
+    chunk_days: int = 92
     # days prepared in one pass; changes memory and speed, never the result
     num_buckets: int = 4
     # Parquet files of a day; users are spread over them by id; trainers read whole buckets

@@ -29,7 +29,7 @@ from stack.data.layout import day_folder
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """`history`: events before the chunk, at least the last `max_history` of every user. `tables`: of `features.STATE`."""
+    """`history`: events before the chunk, at least the last `max_history` of each user. `tables`: `features.STATE`."""
 
     history: Table
     tables: dict[str, Table]

@@ -1,7 +1,7 @@
 """Timelines from flat tables: one row for each (user, day), its lists cut out of sorted columns by offsets.
 
-All rows of one bucket of users lie in memory for one chunk; the lists of a timeline are ranges of them, so that nothing is
-joined or sorted per row. Columns are those of `stack.data.schema`.
+All rows of one bucket of users lie in memory for one chunk; the lists of a timeline are ranges of them, so that
+nothing is joined or sorted per row. Columns are those of `stack.data.schema`.
 
     user      7  7  7  7  9          events of a bucket, sorted by user, time, row_id
     day       3  4  4  6  6
@@ -29,8 +29,11 @@ _TIME_FACTOR = 1 << 32
 
 @dataclass(frozen=True, kw_only=True)
 class Flat:
-    """What timelines are cut from: tables of one bucket. `events` is sorted by `EVENT_ORDER` and holds the history before
-    the chunk, `moments` by `MOMENT_ORDER`, `examples[group]` by `order_of(group)`, `profiles` by user and since."""
+    """What timelines are cut from: tables of one bucket.
+
+    `events`, history before the chunk included, is sorted by `EVENT_ORDER`, `moments` by `MOMENT_ORDER`,
+    `examples[group]` by `order_of(group)`, `profiles` by user and since.
+    """
 
     events: pa.Table
     moments: pa.Table
@@ -51,6 +54,14 @@ class Cutter:
         self._flat = flat
         self._schema = schema
         self._max_history = max_history
+        names = [feature.name for feature in (*schema.event, *schema.property)]
+        self._event_columns = flat.events.select(["time", *names]).combine_chunks()
+        self._example_columns = {
+            group.name: flat.examples[group.name]
+            .select([*(feature.name for feature in group.candidate), *group.labels])
+            .combine_chunks()
+            for group in schema.groups
+        }
         self._event_user, self._event_day = _ints(flat.events, "user"), _ints(flat.events, "day")
         self._event_time = self._event_user * _TIME_FACTOR + _ints(flat.events, "time")
         self._event_day_key = self._event_user * _DAY_FACTOR + self._event_day
@@ -88,11 +99,12 @@ class Cutter:
         return pa.table(columns)
 
     def _on(self, keys: Numbers, day: int) -> Numbers:
-        return keys[keys % _DAY_FACTOR == day]
+        found: Numbers = keys[keys % _DAY_FACTOR == day]
+        return found
 
     def _events(self, start: Numbers, end: Numbers) -> dict[str, pa.Array]:
         index, offsets = _ranges(start, end)
-        rows = self._flat.events.take(index)
+        rows = self._event_columns.take(index)
         columns = {"event_time": _lists(offsets, rows["time"], pa.int64())}
         for feature in (*self._schema.event, *self._schema.property):
             columns[f"event_{feature.name}"] = _ids(offsets, rows, feature)
@@ -135,7 +147,7 @@ class Cutter:
         start[some] = np.searchsorted(keys, times[first[some]], "left")
         end[some] = np.searchsorted(keys, times[last[some] - 1], "right")
         index, offsets = _ranges(start, end)
-        rows = self._flat.examples[group.name].take(index)
+        rows = self._example_columns[group.name].take(index)
         row = np.repeat(np.arange(len(first)), np.diff(offsets))
         moment = np.searchsorted(times, keys[index], "left") - first[row]
         name = group.name
@@ -162,7 +174,7 @@ def _dense(rows: pa.Table, names: tuple[str, ...]) -> NDArray[np.float32]:
 
 
 def _ranges(start: Numbers, end: Numbers) -> tuple[Numbers, Numbers]:
-    """The indices of all ranges one after the other, and the offsets at which each begins: [2..4), [7..8) -> 2 3 7, 0 2 3."""
+    """The indices of all ranges in a row, and the offsets at which each begins: [2..4), [7..8) -> 2 3 7, 0 2 3."""
     lengths = end - start
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     index = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - start, lengths)

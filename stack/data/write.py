@@ -1,7 +1,7 @@
 """Writes the days of a chunk: all of a day or nothing of it, in the order of days.
 
-Files are first written below `<dataset>/.aside-chunk`, bucket by bucket; when the chunk is whole, each day's state and then
-each day's timelines are renamed into place, manifest included.
+Files are first written below `<dataset>/.aside-chunk`, bucket by bucket; when the chunk is whole, each day's
+state and then each day's timelines are renamed into place, manifest included.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ class ChunkWriter:
             self._folder("state", day).mkdir(parents=True)
 
     def add(self, *, day: int, bucket: int, timelines: pa.Table, events: pa.Table) -> None:
-        """Writes one bucket of a day: its timelines, and its coded events for the state."""
+        """Writes one bucket of a day: its timelines, and its coded events for the state.
+
+        Threads may write different days at once; the buckets of one day come in order.
+        """
         file = self._folder("days", day) / bucket_name(bucket)
         pq.write_table(timelines, file, compression="zstd")
         pq.write_table(events, self._folder("state", day) / bucket_name(bucket), compression="zstd")
