@@ -1,7 +1,7 @@
 """From raw ids to vocabulary rows: side information as of a time, and events, moments and pools of a chunk of days.
 
-Side information is a list of versions: item, since (inclusive), until (exclusive, null for the newest), features. Without
-a column `since` there is one version, valid always.
+Side information is a list of versions: item, since (inclusive), until (exclusive, null for the newest), features.
+Without a column `since` there is one version, valid always.
 """
 
 from __future__ import annotations

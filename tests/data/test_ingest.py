@@ -236,7 +236,7 @@ def test_bad_rows_are_refused_above_the_limit_and_counted_below(tmp_path: Path, 
     assert [(row["reason"], row["row_id"]) for row in pq.read_table(sample).to_pylist()] == [(reason, 1)]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 10**6), cut=st.integers(1, 3), second=st.integers(0, 2_999))
 def test_what_comes_later_changes_nothing_that_an_example_sees(
     tmp_path_factory: pytest.TempPathFactory, seed: int, cut: int, second: int
