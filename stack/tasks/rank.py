@@ -10,7 +10,7 @@ from enum import Enum
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from stack.base.errors import ConfigError
@@ -37,11 +37,14 @@ class RankConfig(TaskConfig):
 
     weight_sign: WeightSign = WeightSign.relu
     # range of the weights of the ranking features
+    intercept: bool = False
+    # add one learnt number to all scores. It changes no order; without it (the paper) equation 9 bends the weights to
+    # say that most examples are not clicked
 
 
 @TASKS.register("rank")
 class RankTask(Task):
-    """rep 256 -> 128 ReLU -> F = weights; score = weights . standardised ranking features; y in {-1, +1}."""
+    """rep 256 -> 128 ReLU -> F = weights; score = weights . standardised ranking features (+ intercept); y in {-1, +1}."""
 
     group: ClassVar[str] = "impression"
     looks_up_candidates: ClassVar[bool] = False
@@ -52,12 +55,14 @@ class RankTask(Task):
         num_rep: int,
         num_dense: int,
         weight_sign: WeightSign = WeightSign.relu,
+        intercept: bool = False,
         norm: Norm = Norm.none,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.weight_sign = weight_sign
         self.standardize = Standardize(num_features=num_dense)
+        self.intercept = nn.Parameter(torch.zeros(1)) if intercept else None
         self.head = MLP(num_inputs=num_rep, widths=(128,), num_outputs=num_dense, norm=norm, dropout=dropout)
 
     @classmethod
@@ -69,8 +74,8 @@ class RankTask(Task):
                 "set tasks.rank.enabled=never"
             )
         return cls(
-            num_rep=inputs.num_rep, num_dense=inputs.num_dense, weight_sign=config.weight_sign, norm=inputs.norm,
-            dropout=inputs.dropout,
+            num_rep=inputs.num_rep, num_dense=inputs.num_dense, weight_sign=config.weight_sign,
+            intercept=config.intercept, norm=inputs.norm, dropout=inputs.dropout,
         )  # fmt: skip
 
     def item_half(self, features_EI: Tensor) -> Tensor:
@@ -87,7 +92,7 @@ class RankTask(Task):
         weights_MF = self.feature_weights(user.rep_MR)
         weights_EF = weights_MF if moment_E is None else weights_MF.index_select(0, moment_E)
         score_E: Tensor = (weights_EF * self.standardize(dense_EF)).sum(1)
-        return score_E
+        return score_E if self.intercept is None else score_E + self.intercept
 
     def loss(self, score_E: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         clicked_E, weight_E = labels["clicked"], labels["weight"]

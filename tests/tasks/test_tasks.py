@@ -66,10 +66,13 @@ def test_ctr_loss_is_equation_8_on_the_corrected_logit(sampling: Sampling) -> No
     assert torch.equal(output.label_E, examples.labels["clicked"])
 
 
+@pytest.mark.parametrize("intercept", [None, -0.7])
 @pytest.mark.parametrize("sign", list(WeightSign))
-def test_rank_loss_is_equation_9_on_standardised_features(sign: WeightSign) -> None:
+def test_rank_loss_is_equation_9_on_standardised_features(sign: WeightSign, intercept: float | None) -> None:
     torch.manual_seed(0)
-    task = RankTask(num_rep=256, num_dense=5, weight_sign=sign)
+    task = RankTask(num_rep=256, num_dense=5, weight_sign=sign, intercept=intercept is not None)
+    if task.intercept is not None:
+        torch.nn.init.constant_(task.intercept, intercept)
     examples = _examples(num_dense=5, clicked=[1.0, 0.0, 0.0, 1.0], weight=[2.0, 1.0, 0.5, 3.0])
     user = _user()
     output = task(user, torch.zeros(4, 0), examples)
@@ -78,7 +81,7 @@ def test_rank_loss_is_equation_9_on_standardised_features(sign: WeightSign) -> N
     raw = task.head(user.rep_MR)
     weights = {"relu": raw.clamp(min=0), "softplus": torch.log(1 + torch.exp(raw)), "signed": raw}[sign.name]
     for e, (y, n) in enumerate([(1, 2.0), (-1, 1.0), (-1, 0.5), (1, 3.0)]):
-        s = float((weights[e % 3] @ r[e]).detach())
+        s = float((weights[e % 3] @ r[e]).detach()) + (intercept or 0.0)
         assert output.score_E[e].item() == pytest.approx(s, abs=1e-5)
         assert output.loss_E[e].item() == pytest.approx(n * np.log(1 + np.exp(-y * s)), rel=1e-4)
     assert output.weight_E.tolist() == [2.0, 1.0, 0.5, 3.0]
