@@ -44,7 +44,7 @@ class RankConfig(TaskConfig):
 
 @TASKS.register("rank")
 class RankTask(Task):
-    """rep 256 -> 128 ReLU -> F = weights; score = weights . standardised ranking features (+ intercept); y in {-1, +1}."""
+    """rep 256 -> 128 ReLU -> F = weights; score = weights . standardised ranking features (+ intercept)."""
 
     group: ClassVar[str] = "impression"
     looks_up_candidates: ClassVar[bool] = False
