@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.expr.types import IntegerColumn, Table
 
-from stack.data import coding, features, groups, negatives
+from stack.data import coding, features, follow, groups, negatives
 from stack.data.canonical import Canonical
 from stack.data.days import SECONDS_PER_DAY, day_name
 from stack.data.engine import Engine
@@ -85,7 +85,7 @@ class ChunkBuilder:
             elif group.name == "price":
                 found = groups.price(events=events, moments=moments, state=state, edges=self._settings.price_edges)
             elif group.name == "follow":
-                found = self._follow(raw, moments)
+                found = self._follow(raw, events, moments, state)
             else:
                 assert group.name == "shop", f"ingest makes no examples for the group {group.name!r}"
                 found = groups.shop(moments=moments, num_shops=self._num_shops(first, last))
@@ -258,11 +258,15 @@ class ChunkBuilder:
         )
         return keep("drawn", drawn)
 
-    def _follow(self, raw: _Raw, moments: Table) -> Table:
+    def _follow(self, raw: _Raw, events: Table, moments: Table, state: dict[str, Table]) -> Table:
         assert raw.follow is not None, "the schema has the group 'follow', the source no follow table"
-        icons = {f.name: self._words.table(f.table) for f in self._source.schema.group("follow").candidate}
+        group, keep = self._source.schema.group("follow"), self._engine.materialize
+        icons = {f.name: self._words.table(f.table) for f in group.candidate}
         coded = encode(raw.follow, {USER: self._words.table(USER), **icons})
-        return groups.at_moments(coded.drop("day"), moments)
+        offers = keep("offers", groups.at_moments(coded.drop("day"), moments))
+        if not group.dense:
+            return offers
+        return follow.follow_features(examples=offers, events=events, state=state, names=group.dense, keep=keep)
 
     def _profiles(self, events: Table, moments: Table) -> Table:
         """(user, since, until, features) of the chunk's users, in rows; for sources without profiles no rows."""

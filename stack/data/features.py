@@ -45,6 +45,12 @@ class Level:
     sums: tuple[str, ...] = ("count",)
     days: tuple[str, ...] = ()
 
+    @property
+    def schema(self) -> ibis.Schema:
+        """Columns of the level's facts, as they are kept in the state."""
+        sums, days = dict.fromkeys(self.sums, "int64"), dict.fromkeys(self.days, "int32")
+        return ibis.schema(dict.fromkeys(self.keys, "int64") | {"day": "int32"} | sums | days)
+
 
 LEVELS = {
     "item": Level(keys=("item",), sums=("count", "recent", "discounted", "priced", "spent"), days=("first", "last")),
@@ -59,15 +65,9 @@ LEVELS = {
 }
 """`recent` counts the last `RECENT_DAYS` days: a fact adds its count on its day and takes it back when it expires."""
 
-STATE: dict[str, ibis.Schema] = {
-    name: ibis.schema(
-        dict.fromkeys(level.keys, "int64")
-        | {"day": "int32"}
-        | dict.fromkeys(level.sums, "int64")
-        | dict.fromkeys(level.days, "int32")
-    )
-    for name, level in LEVELS.items()
-} | {"item_day": ibis.schema({"day": "int32", "item": "int64"})}
+STATE: dict[str, ibis.Schema] = {name: level.schema for name, level in LEVELS.items()} | {
+    "item_day": ibis.schema({"day": "int32", "item": "int64"})
+}
 """Tables carried from chunk to chunk; ingest saves and loads them as they are, and starts with empty ones."""
 
 _ALWAYS = (

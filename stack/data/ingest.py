@@ -22,7 +22,7 @@ from ibis.expr.types import Table
 
 from stack.base.errors import DataError
 from stack.base.files import remove_leftovers, sha256_of, write_bytes
-from stack.data import coding
+from stack.data import coding, follow
 from stack.data.badrows import Checked, check, refuse_above, sample_of, write_sample
 from stack.data.canonical import Canonical, DataConfig
 from stack.data.chunk import Chunk, ChunkBuilder, ChunkSettings
@@ -143,6 +143,7 @@ class _Run:
             events=coding.event_schema(canonical),
             max_history=config.max_history,
             pool_days=config.negatives.pool_days,
+            with_follow=follow.has_features(canonical.schema),
         )
 
     def prepare(self, source: str, first: int, last: int) -> None:
@@ -211,16 +212,21 @@ class _Run:
             with phase("timelines"):
                 self._write_bucket(writer, flat, days, bucket)
         with phase("state"):
-            self._states.write_full(writer.full_state(), state=state, events=chunk.events, last_day=days[-1])
+            offers = chunk.examples.get(follow.GROUP)
+            self._states.write_full(
+                writer.full_state(), state=state, events=chunk.events, offers=offers, last_day=days[-1]
+            )
         with phase("commit"):
             self._commit(writer, days)
 
     def _write_bucket(self, writer: ChunkWriter, flat: Flat, days: list[int], bucket: int) -> None:
         cutter = Cutter(flat=flat, schema=self._schema, max_history=self._config.max_history)
+        kept = flat.examples[follow.GROUP].select(list(follow.OFFERS)) if follow.has_features(self._schema) else None
 
         def write(day: int) -> None:
             events = flat.events.filter(pc.equal(flat.events["day"], day))
-            writer.add(day=day, bucket=bucket, timelines=cutter.cut(day), events=events)
+            offers = None if kept is None else kept.filter(pc.equal(kept["day"], day))
+            writer.add(day=day, bucket=bucket, timelines=cutter.cut(day), events=events, offers=offers)
 
         with ThreadPoolExecutor(self._config.threads) as pool:
             for _ in pool.map(write, days):

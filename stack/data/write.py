@@ -55,14 +55,18 @@ class ChunkWriter:
             self._folder("days", day).mkdir(parents=True)
             self._folder("state", day).mkdir(parents=True)
 
-    def add(self, *, day: int, bucket: int, timelines: pa.Table, events: pa.Table) -> None:
-        """Writes one bucket of a day: its timelines, and its coded events for the state.
+    def add(
+        self, *, day: int, bucket: int, timelines: pa.Table, events: pa.Table, offers: pa.Table | None = None
+    ) -> None:
+        """Writes one bucket of a day: its timelines, and for the state its coded events and, if given, its offers.
 
         Threads may write different days at once; the buckets of one day come in order.
         """
         file = self._folder("days", day) / bucket_name(bucket)
         pq.write_table(timelines, file, compression="zstd")
         pq.write_table(events, self._folder("state", day) / bucket_name(bucket), compression="zstd")
+        if offers is not None:
+            pq.write_table(offers, self._folder("state", day) / f"follow-{bucket:04d}.parquet", compression="zstd")
         counts = self._counts[day]
         counts.buckets.append(
             BucketFile(

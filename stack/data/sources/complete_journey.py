@@ -18,6 +18,7 @@ from ibis.expr.types import BooleanValue, IntegerValue, StringValue, Table
 from stack.base.errors import DataError
 from stack.data.canonical import ITEM_FEATURES, PROPERTIES, Canonical, DataConfig, Source
 from stack.data.features import dense_names
+from stack.data.follow import follow_names
 from stack.data.schema import IMPRESSION_LABELS, Feature, Group, Schema
 from stack.data.sources.tabular import numbered
 
@@ -68,7 +69,12 @@ SCHEMA = Schema(
             labels=IMPRESSION_LABELS,
         ),
         Group(name="price", labels=("tier",)),
-        Group(name="follow", candidate=(Feature(name="icon", table="icon"),), labels=("responded",)),
+        Group(
+            name="follow",
+            candidate=(Feature(name="icon", table="icon"),),
+            dense=follow_names(),
+            labels=("responded",),
+        ),
         Group(name="shop", candidate=(Feature(name="shop", table="shop"),), labels=("visited",)),
     ),
 )
