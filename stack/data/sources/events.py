@@ -20,6 +20,8 @@ from stack.data.sources.tabular import TimeFormat, ids, numbered, numbers, open_
 
 SIDE_COLUMNS = ("shop", "brand", "category", "tags")
 DEFAULT_TYPE = "event"
+MAX_TYPES = 1_000
+"""Above this a column is taken for something other than kinds of behaviour."""
 
 
 @dataclass(kw_only=True)
@@ -109,21 +111,45 @@ class EventsConfig(DataConfig):
     known_types: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._refuse_unread_options()
+        if self.delimiter == "\\t":
+            self.delimiter = "\t"
+        if len(self.delimiter) != 1:
+            raise ConfigError(f"data.delimiter={self.delimiter!r} must be one character, or \\t for the tabulator")
         if self.known_types and not set(self.positive_types) <= set(self.known_types):
             unknown = sorted(set(self.positive_types) - set(self.known_types))
             raise ConfigError(f"data.positive_types has {unknown}, which data.known_types={self.known_types} lacks")
         if self.positive_types and self.columns.type is None:
             raise ConfigError("data.positive_types needs data.columns.type: name the column that holds the type")
 
+    def _refuse_unread_options(self) -> None:
+        """What would have no effect is a mistake."""
+        for option, path, group, plain in (
+            ("items", self.items_path, self.items, ItemColumns()),
+            ("users", self.users_path, self.users, UserColumns()),
+            ("impressions", self.impressions_path, self.impressions, ImpressionColumns()),
+        ):
+            changed = [name for name, value in vars(group).items() if value != getattr(plain, name)]
+            if path is None and changed:
+                raise ConfigError(f"data.{option}.{changed[0]} needs data.{option}_path: give the file that holds it")
+        both = [name for name in SIDE_COLUMNS if getattr(self.columns, name) is not None]
+        if self.items_path is not None and both:
+            raise ConfigError(
+                f"data.columns.{both[0]} is of no use beside data.items_path: name it as data.items.{both[0]}, "
+                f"or leave out data.items_path to read it from the events"
+            )
+
 
 def read(backend: BaseBackend, options: EventsConfig) -> Canonical:
     """The canonical tables of a mapped log. Raises `DataError` for a missing file, column or type, by its option."""
     log = open_table(backend, options.path, option="data.path", delimiter=options.delimiter)
     events = _events(log, options)
-    items = _items(backend, log, options)
+    items = _items(backend, log, options, like=events.item)
+    if items is not None and "shop" in items.columns and options.columns.shop is None:
+        events = events.mutate(shop=ibis.null(items.shop.type()))
     present = {"item"} | set(items.columns if items is not None else ())
     known, positive = _types(events, options)
-    users = _users(backend, options)
+    users = _users(backend, options, like=events.user)
     profile = tuple(options.users.profile) if users is not None else ()
     has_price = options.columns.price is not None
     return Canonical(
@@ -133,7 +159,7 @@ def read(backend: BaseBackend, options: EventsConfig) -> Canonical:
         events=events,
         items=items,
         users=users,
-        impressions=_impressions(backend, options),
+        impressions=_impressions(backend, options, like=events),
         known_types=known,
         positive_types=positive,
     )
@@ -180,10 +206,10 @@ def _events(log: Table, options: EventsConfig) -> Table:
         price=numbers(optional("price", "float64")),
         quantity=ibis.literal(1.0) if columns.quantity is None else numbers(column("quantity")),
     )
-    return numbered(mapped, order_by=["time", "user", "item", "type"])
+    return numbered(mapped, order_by=["time", "user", "item", "type", "shop", "scenario", "price", "quantity"])
 
 
-def _items(backend: BaseBackend, log: Table, options: EventsConfig) -> Table | None:
+def _items(backend: BaseBackend, log: Table, options: EventsConfig, *, like: Column) -> Table | None:
     """Side information: item, the columns there are, and `since` where it changes."""
     if options.items_path is not None:
         path, names, prefix = options.items_path, options.items, "data.items"
@@ -196,7 +222,7 @@ def _items(backend: BaseBackend, log: Table, options: EventsConfig) -> Table | N
     if not mapped:
         return None
     item = require(table, names.item, option=f"{prefix}.item", path=path)
-    selected: dict[str, Column] = {"item": ids(table, item)}
+    selected: dict[str, Column] = {"item": ids(table, item, like=like)}
     for name, source in mapped.items():
         column = require(table, source, option=f"{prefix}.{name}", path=path)
         selected[name] = _tags(column, options.tag_separator) if name == "tags" else ids(table, column)
@@ -224,12 +250,13 @@ def changes(rows: Table, names: tuple[str, ...]) -> Table:
     return marked.filter(marked.changed).drop("changed")
 
 
-def _users(backend: BaseBackend, options: EventsConfig) -> Table | None:
+def _users(backend: BaseBackend, options: EventsConfig, *, like: Column) -> Table | None:
     if options.users_path is None:
         return None
     names, path = options.users, options.users_path
     table = open_table(backend, path, option="data.users_path", delimiter=options.delimiter)
-    selected = {"user": ids(table, require(table, names.user, option="data.users.user", path=path))}
+    user = require(table, names.user, option="data.users.user", path=path)
+    selected: dict[str, Column] = {"user": ids(table, user, like=like)}
     for name in names.profile:
         selected[name] = require(table, name, option="data.users.profile", path=path).cast("string")
     if names.since is not None:
@@ -238,7 +265,7 @@ def _users(backend: BaseBackend, options: EventsConfig) -> Table | None:
     return table.select(**selected)
 
 
-def _impressions(backend: BaseBackend, options: EventsConfig) -> Table | None:
+def _impressions(backend: BaseBackend, options: EventsConfig, *, like: Table) -> Table | None:
     if options.impressions_path is None:
         return None
     names, path = options.impressions, options.impressions_path
@@ -248,21 +275,46 @@ def _impressions(backend: BaseBackend, options: EventsConfig) -> Table | None:
         return require(table, getattr(names, name), option=f"data.impressions.{name}", path=path)
 
     rows = table.select(
-        user=ids(table, column("user")),
-        item=ids(table, column("item")),
+        user=ids(table, column("user"), like=like.user),
+        item=ids(table, column("item"), like=like.item),
         time=seconds(table, column("time"), options.time_format),
         clicked=numbers(column("clicked")),
         weight=ibis.literal(1.0) if names.weight is None else numbers(column("weight")),
     )
-    return rows.filter(rows.user.notnull() & rows.item.notnull() & rows.time.notnull() & rows.clicked.notnull())
+    _refuse_unreadable(rows, options)
+    return rows
+
+
+def _refuse_unreadable(rows: Table, options: EventsConfig) -> None:
+    """Impressions are labels: one that cannot be read is refused, not dropped."""
+    counts = {name: rows[name].isnull().sum().fill_null(0) for name in rows.columns}
+    outside = (~rows.clicked.isin([0.0, 1.0])).sum().fill_null(0)
+    found = rows.aggregate(**counts, outside=outside, rows=rows.count()).to_pyarrow().to_pylist()[0]
+    for name in rows.columns:
+        if found[name]:
+            raise DataError(
+                f"{found[name]:,} of {found['rows']:,} rows of {options.impressions_path} cannot be used: column "
+                f"{getattr(options.impressions, name)!r} (data.impressions.{name}) is missing or malformed there; "
+                f"mend or delete them"
+            )
+    if found["outside"]:
+        raise DataError(
+            f"{found['outside']:,} of {found['rows']:,} rows of {options.impressions_path} cannot be used: column "
+            f"{options.impressions.clicked!r} (data.impressions.clicked) is neither 0 nor 1 there; mend them"
+        )
 
 
 def _types(events: Table, options: EventsConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(known, positive) types; asks the log where the options leave them open."""
     known = tuple(options.known_types)
     if not known:
-        found = events.filter(events.type.notnull()).select("type").distinct().to_pyarrow()["type"].to_pylist()
-        known = tuple(sorted(found))
+        found = events.filter(events.type.notnull()).select("type").distinct().limit(MAX_TYPES + 1)
+        known = tuple(sorted(found.to_pyarrow()["type"].to_pylist()))
+    if len(known) > MAX_TYPES:
+        raise DataError(
+            f"data.columns.type={options.columns.type} has more than {MAX_TYPES} values: a type is a kind of behaviour "
+            f"(view, buy, ...); name another column, or leave data.columns.type out"
+        )
     positive = tuple(options.positive_types) or known
     missing = sorted(set(positive) - set(known))
     if missing:

@@ -6,19 +6,25 @@ whole file; a value that does not fit becomes null and is counted by ingest as a
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import ibis
 import ibis.expr.datatypes as dt
 from ibis.backends import BaseBackend
-from ibis.expr.types import Column, IntegerColumn, Table
+from ibis.expr.types import Column, FloatingColumn, IntegerColumn, Table
 
 from stack.base.errors import DataError
+from stack.data.sources.files import csv_header, log_files, parquet_columns
 
 NUM_SAMPLED_ROWS = 1_000
 _INTEGER_SHARE = 0.9
+_MAX_WHOLE = 2.0**53
+"""Whole numbers up to here are exact in float64."""
+_MAX_NUMBER = 1e30
 _MILLISECONDS_FROM = 10**11
 """Epoch figures above this are milliseconds: as seconds they would lie beyond the year 5100."""
 
@@ -35,63 +41,83 @@ class TimeFormat(Enum):
 
 
 def open_table(
-    backend: BaseBackend, path: str | None, *, option: str, delimiter: str = ",", names: tuple[str, ...] = ()
+    backend: BaseBackend,
+    path: str | None,
+    *,
+    option: str,
+    delimiter: str = ",",
+    names: tuple[str, ...] = (),
+    encoding: str = "utf-8",
 ) -> Table:
     """The rows of a file, or of all files of a folder. CSV columns are strings; `names` are for files without header.
 
-    Raises: `DataError` where there is no such file, or nothing in it; `option` is the setting to name.
+    A CSV line with fewer fields than the header has nulls in the others.
+    Raises: `DataError` where there is no such file, nothing in it, or it is not whole; `option` is the setting to name.
     """
     if path is None:
         raise DataError(f"{option} is not set: give the file or folder of the log, e.g. {option}=log.csv")
-    files = _files(Path(path), option)
+    files = log_files(Path(path), option)
+    paths = [str(file) for file in files]
     if files[0].suffix == ".parquet":
-        return backend.read_parquet([str(file) for file in files])
+        _same_columns(files, {file: parquet_columns(file, option) for file in files}, option)
+        return backend.read_parquet(paths)
+    headers = {file: names or csv_header(file, delimiter=delimiter, encoding=encoding, option=option) for file in files}
+    columns = _same_columns(files, headers, option)
     if backend.name == "duckdb":
-        header = {"names": list(names), "header": False} if names else {"header": True}
-        return backend.read_csv([str(file) for file in files], all_varchar=True, delim=delimiter, **header)
-    table = backend.read_csv([str(file) for file in files], header=not names, sep=delimiter, inferSchema=False)
-    return table.rename(dict(zip(names, table.columns, strict=True))) if names else table
-
-
-def _files(path: Path, option: str) -> list[Path]:
-    if not path.exists():
-        raise DataError(f"{option}={path}: there is no such file or folder; it is looked up from {Path.cwd()}")
-    if path.is_file():
-        return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix in (".parquet", ".csv", ".dat", ".tsv"))
-    suffixes = {file.suffix for file in files}
-    if not files:
-        raise DataError(f"{option}={path}: the folder holds no .parquet, .csv, .tsv or .dat file")
-    if len(suffixes) > 1:
-        raise DataError(
-            f"{option}={path}: the folder mixes {', '.join(sorted(suffixes))}; name one file, or one kind a folder"
-        )
-    return files
+        return backend.read_csv(
+            paths, columns=dict.fromkeys(columns, "VARCHAR"), header=not names, delim=delimiter, encoding=encoding,
+            quote="" if names else '"', escape="" if names else '"', null_padding=True, auto_detect=False,
+        )  # fmt: skip
+    quote = {"quote": "", "encoding": encoding} if names else {"quote": '"', "escape": '"', "encoding": encoding}
+    table = backend.read_csv(paths, header=not names, sep=delimiter, inferSchema=False, **quote)
+    return table.rename(dict(zip(columns, table.columns, strict=True)))
 
 
 def require(table: Table, column: str, *, option: str, path: str | None) -> Column:
     """The column, or a `DataError` that names the option that chose it and the columns there are."""
     if column not in table.columns:
-        raise DataError(f"{option}={column}: {path} has no such column; it has: {', '.join(table.columns)}")
+        hint = "; is data.delimiter the right one?" if len(table.columns) == 1 else ""
+        raise DataError(f"{option}={column}: {path} has no such column; it has: {', '.join(table.columns)}{hint}")
     return table[column]
 
 
-def ids(table: Table, column: Column) -> Column:
-    """Raw ids: int64 where the column holds integers, or text of which nine in ten of the first rows read as integers
-    (the others are then malformed ids, null); else strings."""
+def _same_columns(files: list[Path], columns: dict[Path, tuple[str, ...]], option: str) -> tuple[str, ...]:
+    first = columns[files[0]]
+    for file in files:
+        if columns[file] != first:
+            raise DataError(
+                f"{option}: {file} has the columns {', '.join(columns[file])}, and {files[0].name} beside it has "
+                f"{', '.join(first)}: name one file, or folders of files with the same columns"
+            )
+    return first
+
+
+def ids(table: Table, column: Column, *, like: Column | None = None) -> Column:
+    """Raw ids: int64 where the column holds whole numbers, or text of which nine in ten of the first rows read as such
+    (the others are then malformed ids, null); else strings. `like`: ids of the same things, whose type is taken."""
+    integers = _holds_integers(table, column) if like is None else like.type().is_integer()
+    if integers:
+        return whole_numbers(column)
+    if isinstance(column.type(), (dt.Floating, dt.Decimal)):
+        return whole_numbers(column).cast("string")
+    return column.cast("string")
+
+
+def whole_numbers(column: Column) -> IntegerColumn:
+    """int64; null for what is not written as a whole number, on every engine alike."""
     kind = column.type()
-    if isinstance(kind, dt.Integer):
-        return column.cast("int64")
-    if not isinstance(kind, dt.String):
-        return column.cast("string")
-    sample = _sample(table, column)
-    num_integers = sum(_is_integer(value) for value in sample)
-    return column.try_cast("int64") if num_integers > _INTEGER_SHARE * len(sample) else column
+    if isinstance(kind, (dt.Floating, dt.Decimal)):
+        figure = _finite(column.cast("float64"), limit=_MAX_WHOLE)
+        return (figure == figure.floor()).ifelse(figure, ibis.null("float64")).cast("int64")
+    if isinstance(kind, dt.String):
+        return column.re_search(r"^-?[0-9]{1,18}$").ifelse(column, ibis.null("string")).cast("int64")
+    return column.cast("int64")
 
 
-def numbers(column: Column) -> Column:
-    """float64; what does not read as a number is null."""
-    return column.try_cast("float64") if isinstance(column.type(), dt.String) else column.cast("float64")
+def numbers(column: Column) -> FloatingColumn:
+    """float64; null for what does not read as a finite number."""
+    figure = column.try_cast("float64") if isinstance(column.type(), dt.String) else column.cast("float64")
+    return _finite(figure, limit=_MAX_NUMBER)
 
 
 def seconds(table: Table, column: Column, form: TimeFormat) -> IntegerColumn:
@@ -102,16 +128,32 @@ def seconds(table: Table, column: Column, form: TimeFormat) -> IntegerColumn:
     if form is TimeFormat.auto:
         form = _guess(_sample(table, column))
     if form is TimeFormat.text:
-        return column.try_cast("timestamp").epoch_seconds().cast("int64")
-    figure = column.cast("int64") if isinstance(kind, dt.Numeric) else column.try_cast("float64").cast("int64")
-    return figure // 1000 if form is TimeFormat.milliseconds else figure
+        # a time zone is cut off: the hour stays the one that was written
+        local = column.cast("string").re_replace(r"(Z|[+-][0-9]{2}:[0-9]{2})$", "")
+        return local.try_cast("timestamp").epoch_seconds().cast("int64")
+    figure = whole_numbers(column) if isinstance(kind, dt.Integer) else _finite(numbers(column), limit=_MAX_WHOLE)
+    whole = figure.cast("int64") if isinstance(kind, dt.Integer) else figure.floor().cast("int64")
+    return whole // 1000 if form is TimeFormat.milliseconds else whole
+
+
+def _finite(figure: FloatingColumn, *, limit: float) -> FloatingColumn:
+    return figure.between(-limit, limit).ifelse(figure, ibis.null("float64"))
+
+
+def _holds_integers(table: Table, column: Column) -> bool:
+    kind = column.type()
+    if not isinstance(kind, (dt.String, dt.Floating, dt.Decimal)):
+        return isinstance(kind, dt.Integer)
+    sample = _sample(table, column)
+    num_integers = sum(_is_integer(value) for value in sample)
+    return num_integers > _INTEGER_SHARE * len(sample)
 
 
 def _guess(sample: list[Any]) -> TimeFormat:
     figures = [float(value) for value in sample if _is_number(value)]
     if len(figures) * 2 < len(sample):
         return TimeFormat.text
-    return TimeFormat.milliseconds if figures and max(figures) > _MILLISECONDS_FROM else TimeFormat.seconds
+    return TimeFormat.milliseconds if figures and median(figures) > _MILLISECONDS_FROM else TimeFormat.seconds
 
 
 def _sample(table: Table, column: Column) -> list[Any]:
@@ -119,8 +161,10 @@ def _sample(table: Table, column: Column) -> list[Any]:
     return [value for value in values if value is not None]
 
 
-def _is_integer(value: str) -> bool:
-    digits = value.strip().removeprefix("-")
+def _is_integer(value: str | float) -> bool:
+    if not isinstance(value, str):
+        return math.isfinite(value) and value == int(value)
+    digits = value.removeprefix("-")
     return digits.isascii() and digits.isdigit()
 
 
