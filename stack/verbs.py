@@ -11,6 +11,7 @@ from stack.base.dist import own_device, process_group, world
 from stack.base.errors import ConfigError
 from stack.data.sources import SOURCES
 from stack.job import CHOICES, Composer, Job, configs_folder, from_yaml, to_yaml
+from stack.telemetry.console import show
 
 if TYPE_CHECKING:
     import torch
@@ -50,10 +51,11 @@ def setup_of(job: Job) -> Setup:
 
 def _ingest(job: Job) -> None:
     from stack.data.ingest import ingest
+    from stack.data.ingest_report import report_table
 
     if type(job.data) is not SOURCES[job.data.source].options:
         raise ConfigError(f"data.source={job.data.source!r} belongs to another choice: write data={job.data.source}")
-    ingest(job.data, job.ingest)
+    show(report_table(ingest(job.data, job.ingest)))
 
 
 def _train(job: Job) -> None:

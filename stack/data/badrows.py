@@ -77,7 +77,7 @@ def check(
     usable time always. At most `num_samples` rows are sampled for each day and reason.
     """
     first, last = days
-    optional = [name for name in (*OPTIONAL_COLUMNS, "excluded") if name in canonical.events.columns]
+    optional = [name for name in (*OPTIONAL_COLUMNS, "excluded", "unread") if name in canonical.events.columns]
     events = canonical.events.select(*EVENT_COLUMNS, *optional)
     dayless = events.time.isnull() | (events.time < 0) | (events.time > now)
     events = events.mutate(day=dayless.ifelse(ibis.null("int32"), (events.time // SECONDS_PER_DAY).cast("int32")))
@@ -97,10 +97,12 @@ def check(
     rank = ibis.row_number().over(group_by=["day", "reason"], order_by="row_id")
     bad = bad.mutate(rank=rank).filter(lambda t: t.rank < num_samples).drop("rank")
     text = {name: bad[name].cast("string") for name in EVENT_COLUMNS if name != "row_id"}
+    text["unread"] = bad.unread if "unread" in bad.columns else ibis.null("string")
     sample = engine.fetch(
-        bad.mutate(**text).select("day", "reason", *EVENT_COLUMNS).order_by("day", "reason", "row_id")
+        bad.mutate(**text).select("day", "reason", *EVENT_COLUMNS, "unread").order_by("day", "reason", "row_id")
     )
-    valid = rows.filter(rows.reason.isnull()).drop("reason")
+    valid = rows.filter(rows.reason.isnull())
+    valid = valid.drop("reason", *(name for name in ("unread",) if name in valid.columns))
     return Checked(valid=valid, num_rows=dict(num_rows), dropped=dropped, sample=sample)
 
 
@@ -116,7 +118,8 @@ def refuse_above(checked: Checked, *, max_bad_share: float) -> None:
     reason, count = max(total.items(), key=lambda pair: (pair[1], pair[0]))
     column, what = _COLUMNS[Reason(reason)]
     rows = checked.sample.filter(pc.equal(checked.sample["reason"], reason)).slice(0, 1).to_pylist()
-    example = "" if column == "row" else f", e.g. {rows[0][column]!r} in row {rows[0]['row_id']}"
+    value = (rows[0]["unread"] or rows[0].get(column)) if rows else None
+    example = "" if value is None else f", e.g. {value!r}"
     raise DataError(
         f"{num_bad:,} of {num_rows:,} rows ({num_bad / num_rows:.2%}) are bad, the limit is "
         f"ingest.max_bad_share={max_bad_share:.2%}: column {column!r} is {what} in {count:,} of them "
@@ -168,7 +171,7 @@ def _with_reason(events: Table, canonical: Canonical, now: int) -> Table:
     events = events.mutate(copy=copy)
     duplicate = events.reason.isnull() & (events.copy > 0)
     events = events.mutate(reason=duplicate.ifelse(str(Reason.DUPLICATE), events.reason))
-    optional = [name for name in OPTIONAL_COLUMNS if name in events.columns]
+    optional = [name for name in (*OPTIONAL_COLUMNS, "unread") if name in events.columns]
     return events.select(*EVENT_COLUMNS, *optional, "day", "reason")
 
 

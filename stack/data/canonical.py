@@ -12,6 +12,8 @@ times are int64 epoch seconds in the log's local time, so that day and hour are 
     price        float64, paid per unit; null where unknown
     quantity     float64, 1.0 where the log has none
     row_id       int64, unique: the row of the source file, for the sample of bad rows and to break ties in time
+    unread       optional, string: of rows with a value that could not be read, that value as it was written; for the
+                 sample of bad rows
     discounted   optional, whole number: 1 where the price was reduced
     excluded     optional, string: why the source leaves a row out on purpose; null for all others. Counted as dropped
                  for the reason "excluded_<text>", not among the bad rows

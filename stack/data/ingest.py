@@ -32,6 +32,7 @@ from stack.data.ingest_config import IngestConfig
 from stack.data.layout import FORMAT_VERSION, DatasetManifest, DayManifest, day_folder
 from stack.data.schema import Schema
 from stack.data.sources import SOURCES
+from stack.data.sources.files import unreadable_refused
 from stack.data.state import State, StateStore, complete_days
 from stack.data.timeline import EVENT_ORDER, MOMENT_ORDER, Cutter, Flat, order_of
 from stack.data.vocabulary import Vocabularies
@@ -104,7 +105,7 @@ def ingest(data: DataConfig, config: IngestConfig, *, now: int | None = None) ->
         num_threads=config.threads,
         temp_folder=None if config.temp_folder is None else Path(config.temp_folder),
     ) as engine:  # fmt: skip
-        with report.phase("read and check"):
+        with report.phase("read and check"), unreadable_refused():
             canonical = source.read(engine.backend, data)
             checked = check(canonical, engine=engine, days=asked, now=clock, num_samples=config.num_bad_rows)
             refuse_above(checked, max_bad_share=config.max_bad_share)
@@ -291,6 +292,8 @@ def _range_of(checked: Checked, data: DataConfig) -> tuple[int, int]:
     bad = {day: sum(reasons.values()) for day, reasons in checked.dropped.items()}
     days = [day for day, count in checked.num_rows.items() if day is not None and count > bad.get(day, 0)]
     asked = (_day(data.from_day, "data.from_day"), _day(data.to_day, "data.to_day"))
+    if not days and asked == (None, None):
+        raise DataError(f"the log of data.source={data.source} (data.path={data.path}) has no usable row")
     if not days:
         what = f"from {data.from_day or 'its begin'} to {data.to_day or 'its end'}"
         raise DataError(
@@ -346,8 +349,14 @@ def _refuse_other(old: DatasetManifest, new: DatasetManifest, dataset: Path) -> 
 @contextmanager
 def _only_writer(dataset: Path) -> Iterator[None]:
     """Holds the dataset's lock, and clears what a killed writer left. Raises `DataError` where another holds it."""
-    dataset.mkdir(parents=True, exist_ok=True)
-    with (dataset / ".lock").open("w") as file:
+    try:
+        dataset.mkdir(parents=True, exist_ok=True)
+        lock = (dataset / ".lock").open("w")
+    except OSError as error:
+        raise DataError(
+            f"data.out={dataset} cannot be written ({error.strerror}): choose another folder, or make it writable"
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

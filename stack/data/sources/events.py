@@ -16,7 +16,7 @@ from stack.base.errors import ConfigError, DataError
 from stack.data import features
 from stack.data.canonical import ITEM_FEATURES, Canonical, DataConfig, Source
 from stack.data.schema import IMPRESSION_LABELS, Feature, Group, Schema
-from stack.data.sources.tabular import TimeFormat, ids, numbered, numbers, open_table, require, seconds
+from stack.data.sources.tabular import TimeFormat, ids, numbered, numbers, open_table, require, seconds, unread
 
 SIDE_COLUMNS = ("shop", "brand", "category", "tags")
 DEFAULT_TYPE = "event"
@@ -196,10 +196,15 @@ def _events(log: Table, options: EventsConfig) -> Table:
         return ibis.null(kind) if getattr(columns, name) is None else column(name)
 
     shop = ibis.null("string") if columns.shop is None else ids(log, column("shop"))
+    written = {name: column(name) for name in ("user", "item", "time")}
+    parsed = {
+        "user": ids(log, written["user"]),
+        "item": ids(log, written["item"]),
+        "time": seconds(log, written["time"], options.time_format),
+    }
     mapped = log.select(
-        user=ids(log, column("user")),
-        item=ids(log, column("item")),
-        time=seconds(log, column("time"), options.time_format),
+        **parsed,
+        unread=unread(written, parsed),
         shop=shop,
         type=ibis.literal(DEFAULT_TYPE) if columns.type is None else column("type").cast("string"),
         scenario=optional("scenario", "string").cast("string"),

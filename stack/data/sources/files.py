@@ -20,7 +20,7 @@ from stack.base.errors import DataError
 
 _KINDS = {".parquet": "Parquet", ".csv": "CSV", ".tsv": "CSV", ".dat": "CSV", ".gz": "CSV"}
 _CSV_ERROR = re.compile(
-    r"CSV Error on Line: (?P<line>\d+)\n(?:Original Line:.*\n)?(?P<what>.*)\n(?s:.*)file = (?P<file>.*)"
+    r"CSV Error on Line: (?P<line>\d+)\n(?s:.*?)(?P<what>[^\n]+)\n+Possible(?s:.*?)\n *file = (?P<file>[^\n]*)"
 )
 _PARQUET_ERROR = re.compile(r"Failed to read file \"(?P<file>.*?)\": (?P<what>.*)")
 
@@ -85,8 +85,7 @@ def unreadable_refused() -> Iterator[None]:
         bad_line, bad_file = _CSV_ERROR.search(str(error)), _PARQUET_ERROR.search(str(error))
         if bad_line is not None:
             raise DataError(
-                f"{bad_line['file'].strip()}, line {bad_line['line']}: {bad_line['what'].strip()}; "
-                f"mend the line, or delete it"
+                f"{bad_line['file']}, line {bad_line['line']}: {bad_line['what'].strip().rstrip('.')}; mend the line, or delete it"
             ) from error
         if bad_file is not None:
             raise DataError(f"{bad_file['file']} is damaged ({bad_file['what']}): write it again") from error

@@ -16,7 +16,7 @@ from ibis.expr.types import Table
 from stack.base.errors import ConfigError, DataError
 from stack.data.canonical import Canonical, DataConfig, Source
 from stack.data.sources.events import schema
-from stack.data.sources.tabular import TimeFormat, ids, numbered, open_table, require, seconds
+from stack.data.sources.tabular import TimeFormat, ids, numbered, open_table, require, seconds, unread
 
 PROFILE = ("gender", "age", "occupation", "zip")
 COLUMNS = {
@@ -24,6 +24,8 @@ COLUMNS = {
     "users": ("user_id", *PROFILE),
     "movies": ("movie_id", "title", "genres"),
 }
+ENCODING = "latin-1"
+"""Of the titles in the files as shipped."""
 STARS = ("1", "2", "3", "4", "5")
 
 
@@ -42,10 +44,15 @@ class Movielens1mConfig(DataConfig):
 def read(backend: BaseBackend, options: Movielens1mConfig) -> Canonical:
     """The canonical tables; movies and users are known from the start (the files give no dates)."""
     ratings, users, movies = (_open(backend, options.path, name) for name in COLUMNS)
+    parsed = {
+        "user": ids(ratings, ratings.user_id),
+        "item": ids(ratings, ratings.movie_id),
+        "time": seconds(ratings, ratings.timestamp, TimeFormat.seconds),
+    }
+    written = {"user": ratings.user_id, "item": ratings.movie_id, "time": ratings.timestamp}
     events = ratings.select(
-        user=ids(ratings, ratings.user_id),
-        item=ids(ratings, ratings.movie_id),
-        time=seconds(ratings, ratings.timestamp, TimeFormat.seconds),
+        **parsed,
+        unread=unread(written, parsed),
         shop=ibis.null("string"),
         type=ratings.rating.cast("string"),
         scenario=ibis.null("string"),
@@ -55,9 +62,11 @@ def read(backend: BaseBackend, options: Movielens1mConfig) -> Canonical:
     genres = movies.genres.split("|")
     return Canonical(
         schema=schema(present={"item", "category", "tags"}, profile=PROFILE, has_price=False, has_scenario=False),
-        events=numbered(events, order_by=["time", "user", "item"]),
-        items=movies.select(item=ids(movies, movies.movie_id), category=genres[0], tags=genres),
-        users=users.select(user=ids(users, users.user_id), **{name: users[name].cast("string") for name in PROFILE}),
+        events=numbered(events, order_by=["time", "user", "item", "type"]),
+        items=movies.select(item=ids(movies, movies.movie_id, like=events.item), category=genres[0], tags=genres),
+        users=users.select(
+            user=ids(users, users.user_id, like=events.user), **{name: users[name].cast("string") for name in PROFILE}
+        ),
         known_types=STARS,
         positive_types=STARS[options.like_stars - 1 :],
     )
@@ -74,7 +83,7 @@ def _open(backend: BaseBackend, folder: str | None, name: str) -> Table:
         raise DataError(f"data.path={folder}: neither {shipped.name} nor {parquet.name} is there; unpack ml-1m.zip")
     path = str(shipped if shipped.exists() else parquet)
     names = COLUMNS[name] if shipped.exists() else ()
-    table = open_table(backend, path, option="data.path", delimiter="::", names=names)
+    table = open_table(backend, path, option="data.path", delimiter="::", names=names, encoding=ENCODING)
     for column in COLUMNS[name]:
         require(table, column, option="data.path", path=path)
     return table

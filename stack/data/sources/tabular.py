@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from enum import Enum
+from functools import reduce
+from operator import add
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -174,6 +176,15 @@ def _is_number(value: object) -> bool:
     except ValueError:
         return False
     return True
+
+
+def unread(written: dict[str, Column], parsed: dict[str, Column]) -> Column:
+    """Of each row the values of `written` that `parsed` has as null, as text; null where there are none."""
+    parts = [
+        (parsed[name].isnull() & column.notnull()).ifelse(f"{column.get_name()}=" + column.cast("string") + " ", "")
+        for name, column in written.items()
+    ]
+    return reduce(add, parts).strip().nullif("")
 
 
 def numbered(table: Table, *, order_by: list[str]) -> Table:

@@ -8,7 +8,7 @@ from ibis.backends import BaseBackend
 
 from stack.data.canonical import Canonical, DataConfig, Source
 from stack.data.sources.events import changes, schema
-from stack.data.sources.tabular import TimeFormat, ids, numbered, open_table, seconds
+from stack.data.sources.tabular import TimeFormat, ids, numbered, open_table, seconds, unread
 
 TYPES = ("pv", "cart", "fav", "buy")
 SECONDS_OF_BEIJING = 8 * 3600
@@ -27,9 +27,13 @@ def read(backend: BaseBackend, options: UserBehaviorConfig) -> Canonical:
     """The canonical tables; categories hold from an item's first event on."""
     names = ("user", "item", "category", "type", "time")
     log = open_table(backend, options.path, option="data.path", names=names)
-    time = seconds(log, log.time, TimeFormat.seconds) + SECONDS_OF_BEIJING
+    parsed = {
+        "user": ids(log, log.user),
+        "item": ids(log, log.item),
+        "time": seconds(log, log.time, TimeFormat.seconds) + SECONDS_OF_BEIJING,
+    }
     rows = log.select(
-        user=ids(log, log.user), item=ids(log, log.item), category=ids(log, log.category), type=log.type, time=time
+        **parsed, category=ids(log, log.category), type=log.type, unread=unread({n: log[n] for n in parsed}, parsed)
     )
     side = rows.filter(rows.item.notnull() & rows.time.notnull()).select("item", "category", since=rows.time)
     events = rows.drop("category").mutate(shop=None, scenario=None, price=None, quantity=1.0)
