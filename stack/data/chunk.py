@@ -260,13 +260,13 @@ class ChunkBuilder:
 
     def _follow(self, raw: _Raw, events: Table, moments: Table, state: dict[str, Table]) -> Table:
         assert raw.follow is not None, "the schema has the group 'follow', the source no follow table"
-        group, keep = self._source.schema.group("follow"), self._engine.materialize
+        group = self._source.schema.group("follow")
         icons = {f.name: self._words.table(f.table) for f in group.candidate}
         coded = encode(raw.follow, {USER: self._words.table(USER), **icons})
-        offers = keep("offers", groups.at_moments(coded.drop("day"), moments))
+        offers = self._engine.materialize("offers", groups.at_moments(coded.drop("day"), moments))
         if not group.dense:
             return offers
-        return follow.follow_features(examples=offers, events=events, state=state, names=group.dense, keep=keep)
+        return follow.follow_features(examples=offers, events=events, state=state, names=group.dense)
 
     def _profiles(self, events: Table, moments: Table) -> Table:
         """(user, since, until, features) of the chunk's users, in rows; for sources without profiles no rows."""

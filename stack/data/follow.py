@@ -24,7 +24,6 @@ from ibis.expr.types import NumericValue, Table
 
 from stack.data.asof import as_of, compact
 from stack.data.features import Level, level_as_of
-from stack.data.negatives import Keep
 from stack.data.schema import Schema
 
 GROUP = "follow"
@@ -68,24 +67,22 @@ def advance(*, offers: Table, state: dict[str, Table], last_day: int) -> dict[st
     return after
 
 
-def follow_features(
-    *, examples: Table, events: Table, state: dict[str, Table], names: Sequence[str], keep: Keep
-) -> Table:
+def follow_features(*, examples: Table, events: Table, state: dict[str, Table], names: Sequence[str]) -> Table:
     """`examples` of a chunk (the columns of `OFFERS` and any others) with the columns `names` added (float64).
 
     `events` and `state` are those of the chunk, as for `features.ranking_features`; `state` holds `STATE` too.
     """
-    found = {"user": level_as_of("user", keys=examples, events=events, state=state)}
+    bought = level_as_of("user", keys=examples, events=events, state=state)
+    found: dict[str, tuple[tuple[str, ...], Table]] = {"user": (("user",), bought)}
     for name, level in LEVELS.items():
         facts = _facts(name, offers=examples, state=state)
-        found[name] = as_of(keys=examples, facts=facts, by=level.keys, sums=level.sums, days=level.days)
-    keys = {"user": ("user",)} | {name: level.keys for name, level in LEVELS.items()}
+        sums = as_of(keys=examples, facts=facts, by=level.keys, sums=level.sums, days=level.days)
+        found[name] = (level.keys, sums)
     joined = examples
-    for name, expression in found.items():
-        sums = keep(f"level_{name}", expression)
-        theirs = {column: f"{name}__{column}" for column in sums.columns if column not in (*keys[name], "day")}
-        renamed = sums.select(*keys[name], "day", **{new: sums[old] for old, new in theirs.items()})
-        joined = joined.left_join(renamed, [*keys[name], "day"]).select(joined, *(renamed[n] for n in theirs.values()))
+    for name, (keys, sums) in found.items():
+        theirs = {f"{name}__{column}": sums[column] for column in sums.columns if column not in (*keys, "day")}
+        renamed = sums.select(*keys, "day", **theirs)
+        joined = joined.left_join(renamed, [*keys, "day"]).select(joined, *(renamed[column] for column in theirs))
     formulas = _formulas(joined)
     return joined.select(*examples.columns, **{name: formulas[name].cast("float64") for name in names})
 
