@@ -47,6 +47,7 @@ SCHEMA = Schema(
         Group(
             name="follow",
             candidate=(Feature(name="icon", table="icon"),),
+            dense=("user_offer_count", "user_response_count"),
             labels=("responded",),
         ),
         Group(name="shop", candidate=(Feature(name="shop", table="shop"),), labels=("visited",)),
@@ -195,7 +196,7 @@ def _timeline(
     row |= {
         "follow_moment": [0],
         "follow_icon": [1 + user % 3],
-        "follow_dense": [],
+        "follow_dense": [1.0 + day % 3, float(user % 5)],
         "follow_responded": [float(user % 2)],
     }
     row |= {

@@ -26,7 +26,7 @@ from stack.towers.user import Pooling
 from tests.batches import random_batch, small_model
 from tests.prepared import SCHEMA
 
-DENSE = TasksConfig(ctr=CtrConfig(dense_features=True))
+DENSE = TasksConfig(ctr=CtrConfig(dense_features=True), follow=FollowConfig(dense_features=True))
 WITH_SHOP = TasksConfig(shop=ShopConfig())
 CONFIGS = [
     ModelConfig(),

@@ -12,6 +12,7 @@ from stack.layers.norm import Norm
 from stack.model import UserModel
 from stack.tasks import Scorer, TasksConfig
 from stack.tasks.ctr import CtrConfig
+from stack.tasks.follow import FollowConfig
 from stack.tasks.task import ItemHalf
 from stack.towers.behavior import Behavior, PropertyUse
 from stack.towers.config import Attention, ModelConfig
@@ -71,7 +72,7 @@ def test_item_half_and_scorers_export_for_any_number_of_candidates() -> None:
 
 def test_a_scored_request_is_the_score_in_a_batch() -> None:
     batch = random_batch(torch.Generator().manual_seed(0), num_examples={"impression": 30, "follow": 9, "price": 9})
-    tasks = TasksConfig(ctr=CtrConfig(dense_features=True))
+    tasks = TasksConfig(ctr=CtrConfig(dense_features=True), follow=FollowConfig(dense_features=True))
     model = small_model(BOTH, tasks=tasks)
     model(batch)
     model.eval().requires_grad_(False)

@@ -1,6 +1,7 @@
 """Follow preference (FIFP): does the user respond to this icon (a campaign it received)? DUPN section 4.4.
 
-Legend: E examples, I looked-up features of the icon, O encoded icon.
+Legend: E examples, I looked-up features of the icon, O encoded icon, F ranking features, C encoded icon and ranking
+features.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from stack.layers.norm import Norm
+from stack.base.errors import ConfigError
+from stack.layers.norm import Norm, Standardize
 from stack.tasks.preference import PreferenceHead, binary_loss
 from stack.tasks.task import TASKS, Task, TaskConfig, TaskInputs
 from stack.towers.user import UserState
@@ -20,31 +23,50 @@ from stack.towers.user import UserState
 class FollowConfig(TaskConfig):
     """Options of the FIFP task."""
 
+    dense_features: bool = False
+    # feed the group's standardised ranking features (past offers and responses) to the head, beside representation
+    # and icon; the paper has none
+
 
 @TASKS.register("follow")
 class FollowTask(Task):
-    """[rep 256 ; icon 128] -> ReLU layers (128, 128) -> logit."""
+    """[rep 256 ; icon 128] -> ReLU layers (128, 128) -> logit, with the ranking features joined on request."""
 
     group: ClassVar[str] = "follow"
     looks_up_candidates: ClassVar[bool] = True
 
-    def __init__(self, *, num_rep: int, num_candidate: int, norm: Norm = Norm.none, dropout: float = 0.0) -> None:
+    def __init__(
+        self, *, num_rep: int, num_candidate: int, num_dense: int = 0, norm: Norm = Norm.none, dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        self.standardize = Standardize(num_features=num_dense) if num_dense else None
         self.head = PreferenceHead(
-            num_rep=num_rep, num_candidate=num_candidate, num_encoded=128, widths=(128, 128), norm=norm, dropout=dropout
-        )
+            num_rep=num_rep, num_candidate=num_candidate, num_encoded=128, widths=(128, 128), norm=norm,
+            dropout=dropout, num_dense=num_dense,
+        )  # fmt: skip
 
     @classmethod
     def build(cls, config: TaskConfig, inputs: TaskInputs) -> FollowTask:
         assert isinstance(config, FollowConfig)
-        return cls(num_rep=inputs.num_rep, num_candidate=inputs.num_candidate, norm=inputs.norm, dropout=inputs.dropout)
+        if config.dense_features and not inputs.num_dense:
+            raise ConfigError(
+                f"tasks.follow.dense_features=true, and the group {inputs.group.name!r} of this dataset has no ranking "
+                "features: prepare it again with `stack ingest`, or set tasks.follow.dense_features=false"
+            )
+        return cls(
+            num_rep=inputs.num_rep, num_candidate=inputs.num_candidate,
+            num_dense=inputs.num_dense if config.dense_features else 0, norm=inputs.norm, dropout=inputs.dropout,
+        )  # fmt: skip
 
     def item_half(self, features_EI: Tensor) -> Tensor:
         item_EO: Tensor = self.head.item(features_EI)
         return item_EO
 
     def score(self, user: UserState, item_EO: Tensor, dense_EF: Tensor, moment_E: Tensor | None) -> Tensor:
-        logit_E: Tensor = self.head(user, item_EO, moment_E)
+        candidate_EC = item_EO
+        if self.standardize is not None:
+            candidate_EC = torch.cat([item_EO, self.standardize(dense_EF)], dim=1)
+        logit_E: Tensor = self.head(user, candidate_EC, moment_E)
         return logit_E
 
     def loss(self, score_E: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

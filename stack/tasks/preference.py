@@ -1,6 +1,6 @@
 """What the follow and the shop task have in common: one logit on [representation ; candidate].
 
-Legend: E examples, I looked-up candidate features, O encoded candidate.
+Legend: E examples, I looked-up candidate features, O encoded candidate, C all of the candidate's inputs to the join.
 """
 
 from __future__ import annotations
@@ -18,19 +18,28 @@ from stack.towers.user import UserState
 
 
 class PreferenceHead(nn.Module):
-    """[rep ; candidate] -> ReLU layers of `widths` -> logit."""
+    """[rep ; candidate ; `num_dense` more inputs] -> ReLU layers of `widths` -> logit."""
 
     def __init__(
-        self, *, num_rep: int, num_candidate: int, num_encoded: int, widths: Sequence[int], norm: Norm, dropout: float
+        self,
+        *,
+        num_rep: int,
+        num_candidate: int,
+        num_encoded: int,
+        widths: Sequence[int],
+        norm: Norm,
+        dropout: float,
+        num_dense: int = 0,
     ) -> None:
         super().__init__()
         self.item = ItemTower(num_inputs=num_candidate, num_outputs=num_encoded)
         self.join = JoinedMLP(
-            num_user=num_rep, num_candidate=num_encoded, widths=widths, num_outputs=1, norm=norm, dropout=dropout
-        )
+            num_user=num_rep, num_candidate=num_encoded + num_dense, widths=widths, num_outputs=1, norm=norm,
+            dropout=dropout,
+        )  # fmt: skip
 
-    def forward(self, user: UserState, item_EO: Tensor, moment_E: Tensor | None) -> Tensor:
-        logit_E1: Tensor = self.join(user.rep_MR, item_EO, moment_E)
+    def forward(self, user: UserState, candidate_EC: Tensor, moment_E: Tensor | None) -> Tensor:
+        logit_E1: Tensor = self.join(user.rep_MR, candidate_EC, moment_E)
         return logit_E1.squeeze(1)
 
 

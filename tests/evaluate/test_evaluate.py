@@ -64,7 +64,7 @@ def test_the_report_has_every_task_with_its_sets_and_baselines(report: report_mo
         ("rank", "uniform"): impression,
         ("rank", "popularity"): impression,
         ("power", "all"): ["model", "majority class", "user's most frequent"],
-        ("follow", "all"): ["model", "user's past rate", "icon's past rate"],
+        ("follow", "all"): ["model", "user's past rate", "icon's past rate", "logistic regression", "boosted trees"],
         ("shop", "all"): ["model", "shop popularity", "user's own shop count"],
     }
 

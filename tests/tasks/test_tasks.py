@@ -1,6 +1,6 @@
 """Losses against the paper's equations, head shapes and counts, and the registry."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from stack.data.schema import Group
 from stack.layers.norm import Norm
 from stack.tasks import TASKS, CtrTask, FollowTask, PowerTask, RankTask, ShopTask, TaskInputs, TasksConfig
 from stack.tasks.ctr import Sampling
+from stack.tasks.follow import FollowConfig
 from stack.tasks.power import PowerConfig
 from stack.tasks.rank import RankConfig, WeightSign
 from stack.tasks.task import TaskConfig
@@ -108,6 +109,34 @@ def test_preference_losses_are_cross_entropy(task: FollowTask | ShopTask, label:
     output = task(_user(), torch.randn(2, width), _examples(**{label: [1.0, 0.0]}))
     p, q = (_sigmoid(output.score_E[e].item()) for e in range(2))
     np.testing.assert_allclose(output.loss_E.detach().numpy(), [-np.log(p), -np.log(1 - q)], rtol=1e-5)
+
+
+def test_follow_scores_are_the_head_on_representation_icon_and_standardised_features() -> None:
+    torch.manual_seed(0)
+    task = FollowTask(num_rep=256, num_candidate=16, num_dense=3)
+    examples, user, icon_EI = _examples(num_dense=3, responded=[1.0, 0.0, 0.0, 1.0]), _user(), torch.randn(4, 16)
+    output = task(user, icon_EI, examples)
+    dense_EF = examples.dense_EF
+    standard_EF = (dense_EF - dense_EF.mean(0)) / torch.sqrt(dense_EF.var(0) + 1e-5)
+    hidden = torch.cat([user.rep_MR[[0, 1, 2, 0]], task.item_half(icon_EI), standard_EF], dim=1)
+    for layer in (task.head.join.first, *(m for m in task.head.join.rest if isinstance(m, nn.Linear))):
+        assert isinstance(layer, nn.Linear)
+        hidden = hidden @ layer.weight.T + layer.bias
+        hidden = hidden.clamp(min=0) if layer.out_features > 1 else hidden
+    torch.testing.assert_close(output.score_E, hidden[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_follow_refuses_features_that_the_dataset_does_not_have_and_takes_them_on_request_only() -> None:
+    bare = TaskInputs(
+        group=Group(name="follow"), num_rep=256, num_candidate=16, norm=Norm.none, dropout=0.0, target=None
+    )
+    with pytest.raises(
+        ConfigError, match=r"tasks\.follow\.dense_features=true, and the group 'follow' of this dataset"
+    ):
+        FollowTask.build(FollowConfig(dense_features=True), bare)
+    given = replace(bare, group=Group(name="follow", dense=("a", "b")))
+    asked, default = (FollowTask.build(FollowConfig(dense_features=on), given) for on in (True, False))
+    assert _count(asked) == _count(default) + 2 * 128
 
 
 def test_heads_have_the_papers_sizes() -> None:
