@@ -84,8 +84,9 @@ def unreadable_refused() -> Iterator[None]:
     except duckdb.Error as error:
         bad_line, bad_file = _CSV_ERROR.search(str(error)), _PARQUET_ERROR.search(str(error))
         if bad_line is not None:
+            what = bad_line["what"].strip().rstrip(".")
             raise DataError(
-                f"{bad_line['file']}, line {bad_line['line']}: {bad_line['what'].strip().rstrip('.')}; mend the line, or delete it"
+                f"{bad_line['file']}, line {bad_line['line']}: {what}; mend the line, or delete it"
             ) from error
         if bad_file is not None:
             raise DataError(f"{bad_file['file']} is damaged ({bad_file['what']}): write it again") from error
