@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stack.base.errors import ConfigError
+from stack.data.days import day_number
 
 
 @dataclass(kw_only=True)
@@ -33,3 +34,6 @@ class EvaluateConfig:
         for name, least in limits.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"evaluate.{name}={getattr(self, name)} must be at least {least}")
+        for name, day in (("evaluate.first_day", self.first_day), ("evaluate.last_day", self.last_day)):
+            if day is not None:
+                day_number(day, what=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stack.base.errors import ConfigError
+from stack.data.days import day_number
 
 
 @dataclass(kw_only=True)
@@ -48,5 +49,8 @@ class TrainConfig:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be at least {limit}")
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"train.max_steps={self.max_steps} must be at least 1, or null")
+        for name, day in (("train.from_day", self.from_day), ("train.to_day", self.to_day)):
+            if day is not None:
+                day_number(day, what=name)
         if self.from_day is not None and self.to_day is not None and self.from_day > self.to_day:
             raise ConfigError(f"train.from_day={self.from_day} must not be after train.to_day={self.to_day}")
