@@ -196,7 +196,7 @@ def _timeline(
     row |= {
         "follow_moment": [0],
         "follow_icon": [1 + user % 3],
-        "follow_dense": [1.0 + day % 3, float(user % 5)],
+        "follow_dense": [1.0 + (day + user) % 3, float(user % 5)],
         "follow_responded": [float(user % 2)],
     }
     row |= {

@@ -28,7 +28,8 @@ times are int64 epoch seconds in the log's local time, so that day and hour are 
                  for the ranking features. Rows of one (pool, item) are merged, context columns by their maximum.
                  None: the items with an event in the `pool_days` days before the moment's day.
 ``impressions``  user, time, item, clicked, weight: real impressions, used instead of sampling.
-``follow``       user, time, icon, responded.
+``follow``       user, time, icon, responded: offers, and whether the user responded by the end of the day of `time`;
+                 the features of `stack.data.follow` count an offer and its response from the next day on.
 
 `time` of visits, impressions and follow rows must be int64 and not null; a moment is a distinct (user, time).
 Engine tables are the same with every id replaced by its vocabulary row (int64, 0 unknown) plus `day`, int32 days

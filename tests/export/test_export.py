@@ -60,7 +60,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The published model (attention by query, LSTM) with batch norm and all five tasks."""
     tasks = TasksConfig(shop=ShopConfig(enabled=Enabled.always))
-    tasks.ctr.dense_features = True
+    tasks.ctr.dense_features = tasks.follow.dense_features = True
     config = ModelConfig(norm=Norm.batch, query=False)
     return trained_run(tmp_path_factory.mktemp("run"), dataset, config, tasks=tasks)
 
