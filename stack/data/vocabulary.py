@@ -12,10 +12,12 @@ from pathlib import Path
 import ibis
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ibis.expr.types import Table
 
 from stack.base.files import write_bytes
+from stack.base.errors import DataError
 from stack.data.engine import Engine
 
 USER = "user"
@@ -36,31 +38,72 @@ class Vocabularies:
         return self._tables[name]
 
     def load(self, name: str, raw: str) -> None:
-        """Reads what the dataset has; `raw` is the type of the ids, "int64" or "string"."""
-        self._types[name] = raw
-        files = sorted((self._folder / name).glob("[0-9]*.parquet"))
-        stored = self._engine.read(files, ibis.schema({"raw": raw, "row": "int64", "first_day": "string"}))
-        table = stored.mutate(first_day=stored.first_day.cast("date").epoch_days().cast("int32"))
-        self._tables[name] = table
-        last = self._engine.fetch(table.group_by("first_day").agg(row=lambda t: t.row.max()))
-        self._sizes[name] = dict(zip(last["first_day"].to_pylist(), last["row"].to_pylist(), strict=True))
+        """Reads what the dataset has; `raw` is the type of the ids, "int64" or "string".
 
-    def extend(self, name: str, candidates: Table, *, chunk: str) -> int:
-        """Gives rows to the ids of `candidates` (raw, day) that have none; returns how many were new.
+        Raises: `DataError` where the dataset has ids of the other type.
+        """
+        self._types[name] = raw
+        self._sizes[name] = {}
+        for file in self._files(name):
+            rows = pq.read_table(file)
+            held = str(rows.schema.field("raw").type)
+            if held != raw:
+                raise DataError(
+                    f"the prepared dataset holds ids of {name!r} as {held}, the log now has them as {raw}: "
+                    f"write them alike, or choose another data.out"
+                )
+            self._count(name, rows)
+        self._open(name)
+
+    def extend(self, found: dict[str, list[Table]], *, chunk: str) -> None:
+        """Gives rows to the ids that have none: of each vocabulary's tables (raw, day).
 
         The new ids are on disk when this returns: an ingest that is killed later finds them again.
         """
-        candidates = candidates.mutate(raw=candidates.raw.cast(self._types[name]))
-        first = candidates.filter(candidates.raw.notnull()).group_by("raw").agg(first_day=lambda t: t.day.min())
-        new = self._engine.fetch(first.anti_join(self._tables[name], "raw").order_by("first_day", "raw"))
-        if new.num_rows == 0:
-            return 0
+        for kind in sorted({self._types[name] for name in found}):
+            names = sorted(name for name in found if self._types[name] == kind)
+            for name, new in zip(names, self._new(names, kind, found), strict=True):
+                if new.num_rows:
+                    self._append(name, new, chunk)
+
+    def _new(self, names: list[str], kind: str, found: dict[str, list[Table]]) -> list[pa.Table]:
+        """The ids without a row (raw, first_day) of each of the vocabularies, in the order of their rows: one query."""
+        rows = [
+            part.select(table=ibis.literal(place, "int8"), raw=part.raw.cast(kind), day=part.day)
+            for place, name in enumerate(names) for part in found[name]
+        ]  # fmt: skip
+        known = [
+            self._tables[name].select("raw", table=ibis.literal(place, "int8")) for place, name in enumerate(names)
+        ]
+        every = _union(rows)
+        first = every.filter(every.raw.notnull()).group_by("table", "raw").agg(first_day=lambda t: t.day.min())
+        new = self._engine.fetch(
+            first.anti_join(_union(known), ["table", "raw"]).order_by("table", "first_day", "raw")
+        )
+        return [new.filter(pc.equal(new["table"], place)).drop(["table"]) for place in range(len(names))]
+
+    def _append(self, name: str, new: pa.Table, chunk: str) -> None:
         start = 1 + max(self._sizes[name].values(), default=0)
         rows = np.arange(start, start + new.num_rows, dtype=np.int32)
         days = np.datetime_as_string(new["first_day"].to_numpy().astype("datetime64[D]"))
-        self._write(name, pa.table({"raw": new["raw"], "row": rows, "first_day": days.tolist()}), chunk)
-        self.load(name, self._types[name])
-        return int(new.num_rows)
+        added = pa.table({"raw": new["raw"], "row": rows, "first_day": days.tolist()})
+        self._write(name, added, chunk)
+        self._count(name, added)
+        self._open(name)
+
+    def _files(self, name: str) -> list[Path]:
+        return sorted((self._folder / name).glob("[0-9]*.parquet"))
+
+    def _count(self, name: str, rows: pa.Table) -> None:
+        last = rows.group_by("first_day").aggregate([("row", "max")])
+        days = last["first_day"].to_numpy().astype("datetime64[D]").astype(np.int64).tolist()
+        for day, row in zip(days, last["row_max"].to_pylist(), strict=True):
+            self._sizes[name][day] = max(row, self._sizes[name].get(day, 0))
+
+    def _open(self, name: str) -> None:
+        schema = ibis.schema({"raw": self._types[name], "row": "int64", "first_day": "string"})
+        stored = self._engine.read(f"vocabulary_{name}", self._files(name), schema)
+        self._tables[name] = stored.mutate(first_day=stored.first_day.cast("date").epoch_days().cast("int32"))
 
     def num_rows(self, day: int) -> dict[str, int]:
         """The size of every vocabulary at the end of `day`, row 0 included."""
@@ -92,3 +135,7 @@ def raw_type(dtype: ibis.DataType) -> str:
     """The type in which ids of a column are kept: whole numbers as int64, anything else as text."""
     value = dtype.value_type if dtype.is_array() else dtype
     return "int64" if value.is_integer() else "string"
+
+
+def _union(parts: list[Table]) -> Table:
+    return parts[0] if len(parts) == 1 else ibis.union(*parts)
