@@ -145,7 +145,7 @@ class ChunkBuilder:
         if raw.follow is not None:
             for feature in self._source.schema.group("follow").candidate:
                 add(feature.table, raw.follow, feature.name)
-        self._extend(found, last)
+        self._words.extend(found, chunk=day_name(last))
         found.clear()
         for side, key, table, parts in (
             (self._source.items, "item", "item", self._sides.of_candidate),
@@ -156,13 +156,7 @@ class ChunkBuilder:
                 for feature in parts:
                     column = dated[feature.name].unnest() if feature.multi else dated[feature.name]
                     found.setdefault(feature.table, []).append(dated.select(raw=column, day=dated.day))
-        self._extend(found, last)
-
-    def _extend(self, found: dict[str, list[Table]], last: int) -> None:
-        for table, parts in found.items():
-            every = [part.mutate(raw=part.raw.cast(self._words.table(table).raw.type())) for part in parts]
-            union = every[0] if len(every) == 1 else every[0].union(*every[1:])
-            self._words.extend(table, union, chunk=day_name(last))
+        self._words.extend(found, chunk=day_name(last))
 
     def _side(self, side: Table | None, key: str, parts: tuple[Feature, ...], table: str) -> Table | None:
         if side is None or not parts:
@@ -286,7 +280,7 @@ class ChunkBuilder:
         sizes = [self._words.num_rows(day - 1)[table] - 1 for day in days]
         path = Path(self._engine.folder) / f"num_shops_{first}.parquet"
         pq.write_table(pa.table({"day": pa.array(days, pa.int32()), "num_shops": pa.array(sizes, pa.int64())}), path)
-        return self._engine.read([path], ibis.schema({"day": "int32", "num_shops": "int64"}))
+        return self._engine.read("num_shops", [path], ibis.schema({"day": "int32", "num_shops": "int64"}))
 
 
 def _of_days(table: Table, first: int, last: int) -> Table:

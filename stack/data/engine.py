@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import ibis
+import ibis.expr.operations as ops
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.backends import BaseBackend
@@ -38,7 +39,7 @@ class Engine(ABC):
 
     def __init__(self, *, folder: Path) -> None:
         self.folder = folder
-        self._numbers = itertools.count()
+        self._empty = itertools.count()
         self._scopes: list[list[str]] = [[]]
 
     @abstractmethod
@@ -50,8 +51,8 @@ class Engine(ABC):
         """Frees what `_keep` kept."""
 
     @abstractmethod
-    def _open(self, paths: Sequence[Path]) -> Table:
-        """The rows of Parquet files of one schema."""
+    def _open(self, name: str, paths: Sequence[Path]) -> Table:
+        """The rows of Parquet files of one schema, as a view `name` that replaces one of that name."""
 
     @abstractmethod
     def _arrow(self, expression: Table) -> pa.Table:
@@ -62,8 +63,11 @@ class Engine(ABC):
         """Ends the engine; its tables are gone."""
 
     def materialize(self, name: str, expression: Table) -> Table:
-        """The same rows, computed once; `name` is for people who read plans."""
-        unique = f"{name}_{next(self._numbers)}"
+        """The same rows, computed once; `name` is for people who read plans.
+
+        Names repeat from scope to scope, so that the same expression over them is compiled to SQL once.
+        """
+        unique = f"{name}_{len(self._scopes)}_{len(self._scopes[-1])}"
         self._scopes[-1].append(unique)
         return self._keep(unique, expression)
 
@@ -85,13 +89,16 @@ class Engine(ABC):
         """Writes one Parquet file."""
         pq.write_table(self.fetch(expression), path, compression="zstd")
 
-    def read(self, paths: Sequence[Path], schema: ibis.Schema) -> Table:
-        """The rows of Parquet files of the given schema; of none where there are no files."""
+    def read(self, name: str, paths: Sequence[Path], schema: ibis.Schema) -> Table:
+        """The rows of Parquet files of the given schema; of none where there are no files.
+
+        `name` replaces what was read under it before: tables from earlier calls then have the rows of this one.
+        """
         if not paths:
-            empty = self.folder / f"empty_{next(self._numbers)}.parquet"
+            empty = self.folder / f"empty_{next(self._empty)}.parquet"
             pq.write_table(schema.to_pyarrow().empty_table(), empty)
             paths = [empty]
-        table = self._open(paths)
+        table = self._open(f"{name}_files", paths)
         return table.select(**{name: table[name].cast(dtype) for name, dtype in schema.items()})
 
 
@@ -109,19 +116,32 @@ class DuckEngine(Engine):
             preserve_insertion_order=False,
         )
         self.backend = self._connection
+        self._compiled: dict[ops.Node, str] = {}
+
+    def _sql(self, expression: Table) -> str:
+        """Compiling takes ibis tens of milliseconds: what comes again with the next chunk is looked up."""
+        node = expression.op()
+        if node not in self._compiled:
+            self._connection._run_pre_execute_hooks(expression)
+            self._compiled[node] = self._connection.compile(expression)
+        return self._compiled[node]
 
     def _keep(self, name: str, expression: Table) -> Table:
-        return self._connection.create_table(name, expression)
+        schema = expression.schema()  # a literal 0 is int64 to ibis and int32 to DuckDB
+        columns = ", ".join(column.sql("duckdb") for column in schema.to_sqlglot_column_defs("duckdb"))
+        self._connection.con.execute(f'CREATE TABLE "{name}" ({columns})')
+        self._connection.con.execute(f'INSERT INTO "{name}" {self._sql(expression)}')
+        return ops.DatabaseTable(name, schema=schema, source=self._connection, namespace=ops.Namespace()).to_expr()
 
     def _forget(self, name: str) -> None:
         # ibis 12 writes its DROP statements over two lines, which DuckDB 2.0 refuses
         self._connection.con.execute(f'DROP TABLE "{name}"')
 
-    def _open(self, paths: Sequence[Path]) -> Table:
-        return self._connection.read_parquet([str(path) for path in paths])
+    def _open(self, name: str, paths: Sequence[Path]) -> Table:
+        return self._connection.read_parquet([str(path) for path in paths], table_name=name)
 
     def _arrow(self, expression: Table) -> pa.Table:
-        return self._connection.to_pyarrow(expression)
+        return self._connection.con.sql(self._sql(expression)).to_arrow_table()
 
     def close(self) -> None:
         self._connection.disconnect()
@@ -146,6 +166,8 @@ class SparkEngine(Engine):
             .config("spark.sql.session.timeZone", "UTC")
             .config("spark.sql.warehouse.dir", str(folder / "warehouse"))
             .config("spark.local.dir", str(folder))
+            .config("spark.driver.host", "127.0.0.1")
+            .config("spark.driver.bindAddress", "127.0.0.1")
             .config("spark.ui.enabled", "false")
             .config("spark.ui.showConsoleProgress", "false")
             .getOrCreate()
@@ -162,8 +184,7 @@ class SparkEngine(Engine):
     def _forget(self, name: str) -> None:
         shutil.rmtree(self.folder / name)
 
-    def _open(self, paths: Sequence[Path]) -> Table:
-        name = f"files_{next(self._numbers)}"
+    def _open(self, name: str, paths: Sequence[Path]) -> Table:
         self._session.read.parquet(*(str(path) for path in paths)).createOrReplaceTempView(name)
         return self.backend.table(name)
 

@@ -28,9 +28,11 @@ from stack.data.canonical import Canonical, DataConfig
 from stack.data.chunk import Chunk, ChunkBuilder, ChunkSettings
 from stack.data.days import SECONDS_PER_DAY, day_name, day_number
 from stack.data.engine import Engine, open_engine
+from stack.data.fits import refuse_gap, refuse_other
 from stack.data.ingest_config import IngestConfig
 from stack.data.layout import FORMAT_VERSION, DatasetManifest, DayManifest, day_folder
 from stack.data.schema import Schema
+from stack.data.sidecount import SideCounts, count_sides
 from stack.data.sources import SOURCES
 from stack.data.sources.files import unreadable_refused
 from stack.data.state import State, StateStore, complete_days
@@ -56,6 +58,7 @@ class IngestReport:
 
     days: list[str] = field(default_factory=list)
     num_source_rows: int = 0
+    num_side_rows: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     num_events: int = 0
     num_timelines: int = 0
@@ -111,7 +114,11 @@ def ingest(data: DataConfig, config: IngestConfig, *, now: int | None = None) ->
             refuse_above(checked, max_bad_share=config.max_bad_share)
             first, last = _range_of(checked, data)
             canonical = _once(canonical, engine=engine, last=last)
-        run = _Run(canonical=canonical, checked=checked, engine=engine, dataset=dataset, config=config, report=report)
+            sides = count_sides(canonical, engine=engine, first=first, last=last)
+        run = _Run(
+            canonical=canonical, checked=checked, sides=sides, engine=engine, dataset=dataset, config=config,
+            report=report,
+        )  # fmt: skip
         run.prepare(data.source, first, last)
         run.chunks(first, last)
     return report
@@ -125,6 +132,7 @@ class _Run:
         *,
         canonical: Canonical,
         checked: Checked,
+        sides: SideCounts,
         engine: Engine,
         dataset: Path,
         config: IngestConfig,
@@ -133,6 +141,7 @@ class _Run:
         self._canonical = canonical
         self._schema: Schema = canonical.schema
         self._checked = checked
+        self._sides = sides
         self._engine = engine
         self._dataset = dataset
         self._config = config
@@ -148,7 +157,9 @@ class _Run:
         )
 
     def prepare(self, source: str, first: int, last: int) -> None:
-        """Writes or compares the dataset's manifest; refuses days that would leave a hole before them."""
+        """Writes or compares the dataset's manifest; refuses days that would leave a gap to those of the dataset."""
+        if not self._config.allow_gap:
+            refuse_gap(complete_days(self._dataset), first=first, last=last, dataset=self._dataset)
         manifest = DatasetManifest(
             format_version=FORMAT_VERSION,
             source=source,
@@ -159,12 +170,13 @@ class _Run:
         )
         path = self._dataset / "dataset.json"
         if path.exists():
-            _refuse_other(msgspec.json.decode(path.read_bytes(), type=DatasetManifest), manifest, self._dataset)
+            refuse_other(msgspec.json.decode(path.read_bytes(), type=DatasetManifest), manifest, self._dataset)
         else:
             write_bytes(path, msgspec.json.encode(manifest))
         write_sample(sample_of(self._checked, None), self._dataset / "bad_rows.parquet")
         self._report.num_source_rows = sum(self._checked.num_rows.values())
-        self._report.dropped = self._checked.total()
+        self._report.num_side_rows = sum(self._sides.num_rows.values(), Counter())
+        self._report.dropped = self._checked.total() + sum(self._sides.dropped.values(), Counter())
 
     def chunks(self, first: int, last: int) -> None:
         """Prepares all chunks of the days `first`..`last`, or those that an unfinished ingest of the same days left."""
@@ -255,10 +267,11 @@ class _Run:
         return msgspec.structs.replace(manifest, code_version="", parent=None), events
 
     def _facts(self, day: int) -> DayFacts:
+        dropped = self._sides.dropped.get(day, Counter())
         return DayFacts(
             num_rows=self._words.num_rows(day),
-            num_source_rows={"events": self._checked.num_rows.get(day, 0)},
-            dropped=dict(sorted(self._checked.dropped.get(day, Counter()).items())),
+            num_source_rows={"events": self._checked.num_rows.get(day, 0), **self._sides.num_rows.get(day, {})},
+            dropped=dict(sorted((self._checked.dropped.get(day, Counter()) + dropped).items())),
             bad_rows=sample_of(self._checked, day),
         )
 
@@ -321,7 +334,7 @@ def _once(canonical: Canonical, *, engine: Engine, last: int) -> Canonical:
         if table is None:
             continue
         if name in ("visits", "impressions", "follow"):
-            table = table.filter(table.time < end)
+            table = table.filter(table.time.isnull() | (table.time < end))
         if name == "pools":
             table = table.filter(table.day <= last)
         kept[name] = engine.materialize(f"source_{name}", table)
@@ -332,18 +345,6 @@ def _settings(config: IngestConfig) -> dict[str, str | int | float | bool | None
     """The options that shape the result."""
     negatives = {f"negatives.{name}": value for name, value in vars(config.negatives).items()}
     return {"price_edges": " ".join(map(str, config.price_edges))} | negatives
-
-
-def _refuse_other(old: DatasetManifest, new: DatasetManifest, dataset: Path) -> None:
-    for name in ("format_version", "source", "num_buckets", "max_history", "settings", "schema"):
-        before, now = getattr(old, name), getattr(new, name)
-        if before == now:
-            continue
-        if name == "settings":
-            key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
-            name, before, now = f"ingest.{key}", before.get(key), now.get(key)
-        what = f"another {name}" if name == "schema" else f"{name}={before}, and {now} is asked for"
-        raise DataError(f"the dataset {dataset} was made with {what}: choose another data.out, or delete the dataset")
 
 
 @contextmanager

@@ -32,6 +32,8 @@ class IngestConfig:
     # largest share of bad rows (0 to 1) that is dropped and counted rather than refused
     num_bad_rows: int = 20
     # bad rows kept as a sample, for each day and reason
+    allow_gap: bool = False
+    # accept days missing between those of the dataset and those asked for: for logs that have nothing on them
     keep_states: int = 3
     # full states kept; others are rebuilt from the days' events
     price_edges: list[float] = field(default_factory=lambda: [0.4, 0.6, 0.8, 1.0, 1.3, 1.8])

@@ -15,7 +15,9 @@ def report_table(report: IngestReport) -> Table:
     table = Table(title=f"ingest of {len(report.days)} days", show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("rows read", f"{report.num_source_rows:,}")
+    table.add_row("events read", f"{report.num_source_rows:,}")
+    for name, count in report.num_side_rows.items():
+        table.add_row(f"  {name}", f"{count:,}")
     for reason, count in sorted(report.dropped.items()):
         table.add_row(f"  dropped: {reason}", f"{count:,}")
     table.add_row("events", f"{report.num_events:,}")

@@ -89,12 +89,11 @@ def draw(
     """
     context = [column for column in pools.columns if column not in ("pool", "item", "day")]
     taken = positives.select("moment_id", "item", "weight").inner_join(moments.select("moment_id", "pool"), "moment_id")
-    used = pools.semi_join(taken, "pool")
-    merged = used.group_by("pool", "item", "day").aggregate([used[column].max().name(column) for column in context])
-    numbered = keep("pool_numbered", _number(merged, popularity, context))
+    listed = pools.semi_join(taken, "pool").select("pool", "item", "day").distinct()
+    numbered = keep("pool_numbered", _number(listed, popularity))
     found = taken.inner_join(numbered, ["pool", "item"])
     observed = found.select(
-        "moment_id", "pool", "item", "low", "high", *context,
+        "moment_id", "pool", "item", "low", "high",
         weight=ibis.least(found["weight"], settings.max_weight).cast("float64"),
         clicked=ibis.literal(1.0, "float64"),
         draw=ibis.literal(0, "int64"),
@@ -104,16 +103,18 @@ def draw(
     asked = observed.group_by("moment_id").aggregate(num_positives=lambda t: t.count())
     asked = moments.select("moment_id", "user", "time", "pool").inner_join(asked, "moment_id")
     asked = keep("pool_moments", asked.inner_join(sizes, "pool"))
-    drawn = ibis.union(_uniform(asked, numbered, context, settings), _by_popularity(asked, numbered, context, settings))
+    drawn = ibis.union(_uniform(asked, numbered, settings), _by_popularity(asked, numbered, settings))
     free = drawn.distinct().anti_join(positives, ["moment_id", "item"])
     examples = ibis.union(observed, free.select(*observed.columns))
+    if context:
+        examples = _with_context(keep("pool_examples", examples), pools, context)
     return _with_rates(examples, asked, context, settings)
 
 
-def _number(pools: Table, popularity: Table, context: list[str]) -> Table:
-    """Pool rows with their slot and their piece [low, high) of the pool's total weight."""
+def _number(pools: Table, popularity: Table) -> Table:
+    """Distinct pool rows (pool, item, day) with their slot and their piece [low, high) of the pool's total weight."""
     weighted = pools.left_join(popularity, ["day", "item"])
-    weighted = weighted.select("pool", "item", *context, piece=weighted["count"].fill_null(0).cast("float64") + 1.0)
+    weighted = weighted.select("pool", "item", piece=weighted["count"].fill_null(0).cast("float64") + 1.0)
     # float64 is exact for whole numbers up to 2^53; both windows have one frame, so that they share one pass
     so_far = ibis.window(group_by="pool", order_by="item", preceding=None, following=0)
     summed = weighted.mutate(
@@ -123,19 +124,26 @@ def _number(pools: Table, popularity: Table, context: list[str]) -> Table:
     return summed.mutate(low=summed["high"] - summed["piece"].cast("int64")).drop("piece")
 
 
-def _uniform(asked: Table, numbered: Table, context: list[str], settings: NegativesConfig) -> Table:
+def _with_context(examples: Table, pools: Table, context: list[str]) -> Table:
+    """`examples` with the context columns of their (pool, item): the maximum over its rows."""
+    near = pools.semi_join(examples, ["pool", "item"])
+    merged = near.group_by("pool", "item").aggregate([near[column].max().name(column) for column in context])
+    return examples.inner_join(merged, ["pool", "item"])
+
+
+def _uniform(asked: Table, numbered: Table, settings: NegativesConfig) -> Table:
     points = _points(asked, settings.num_uniform, UNIFORM, settings.seed)
     slots = points.select("moment_id", "pool", slot=points["number"] % points["size"])
-    return _negatives(slots.inner_join(numbered, ["pool", "slot"]), context, UNIFORM)
+    return _negatives(slots.inner_join(numbered, ["pool", "slot"]), UNIFORM)
 
 
-def _by_popularity(asked: Table, numbered: Table, context: list[str], settings: NegativesConfig) -> Table:
+def _by_popularity(asked: Table, numbered: Table, settings: NegativesConfig) -> Table:
     points = _points(asked, settings.num_popularity, POPULARITY, settings.seed)
     points = points.mutate(point=points["number"] % points["total"])
     points = points.select("moment_id", "pool", "point", bucket=_bucket(points, points["point"]))
     pieces = numbered.inner_join(asked.select("pool", "size", "total").distinct(), "pool")
     pieces = pieces.select(
-        "pool", "item", "low", "high", *context,
+        "pool", "item", "low", "high",
         bucket=_bucket(pieces, pieces["low"]),
         last=_bucket(pieces, pieces["high"] - 1),
     )  # fmt: skip
@@ -144,7 +152,7 @@ def _by_popularity(asked: Table, numbered: Table, context: list[str], settings: 
     listed = ibis.union(pieces, rest.select(*pieces.columns)).drop("last")
     near = points.inner_join(listed, ["pool", "bucket"])
     hit = near.filter((near["point"] >= near["low"]) & (near["point"] < near["high"]))
-    return _negatives(hit, context, POPULARITY)
+    return _negatives(hit, POPULARITY)
 
 
 def _bucket(t: Table, point: IntegerValue) -> IntegerValue:
@@ -153,9 +161,9 @@ def _bucket(t: Table, point: IntegerValue) -> IntegerValue:
     return (point / width).floor().cast("int64")
 
 
-def _negatives(hits: Table, context: list[str], kind: int) -> Table:
+def _negatives(hits: Table, kind: int) -> Table:
     return hits.select(
-        "moment_id", "pool", "item", "low", "high", *context,
+        "moment_id", "pool", "item", "low", "high",
         weight=ibis.literal(1.0, "float64"),
         clicked=ibis.literal(0.0, "float64"),
         draw=ibis.literal(kind, "int64"),

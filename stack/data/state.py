@@ -96,7 +96,7 @@ class StateStore:
 
     def _between(self, days: list[int], kind: str, schema: ibis.Schema) -> Table:
         files = [file for day in days for file in sorted(self.folder(day).glob(f"{kind}-*.parquet"))]
-        return self._engine.read(files, schema)
+        return self._engine.read(f"days_{kind}", files, schema)
 
     def drop_full(self, *, after: int) -> None:
         """Forgets full states later than the day `after`, which was built anew; the days' own events stay."""
@@ -116,7 +116,7 @@ class StateStore:
         shutil.rmtree(aside)
 
     def _stored(self, folder: Path | None, name: str, schema: ibis.Schema) -> Table:
-        return self._engine.read([] if folder is None else [folder / f"{name}.parquet"], schema)
+        return self._engine.read(f"state_{name}", [] if folder is None else [folder / f"{name}.parquet"], schema)
 
 
 def complete_days(dataset: Path) -> list[int]:

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ibis.expr.types import Table
 
-from stack.base.files import write_bytes
 from stack.base.errors import DataError
+from stack.base.files import write_bytes
 from stack.data.engine import Engine
 
 USER = "user"
@@ -77,9 +77,7 @@ class Vocabularies:
         ]
         every = _union(rows)
         first = every.filter(every.raw.notnull()).group_by("table", "raw").agg(first_day=lambda t: t.day.min())
-        new = self._engine.fetch(
-            first.anti_join(_union(known), ["table", "raw"]).order_by("table", "first_day", "raw")
-        )
+        new = self._engine.fetch(first.anti_join(_union(known), ["table", "raw"]).order_by("table", "first_day", "raw"))
         return [new.filter(pc.equal(new["table"], place)).drop(["table"]) for place in range(len(names))]
 
     def _append(self, name: str, new: pa.Table, chunk: str) -> None:

@@ -1,11 +1,12 @@
 """Writes the days of a chunk: all of a day or nothing of it, in the order of days.
 
-Files are first written below `<dataset>/.aside-chunk`, bucket by bucket; when the chunk is whole, each day's
-state and then each day's timelines are renamed into place, manifest included.
+Files are first written below `<dataset>/.aside-chunk`, bucket by bucket; when the chunk is whole all of it is
+flushed to disk, and then each day's state and timelines are renamed into place, manifest included.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,12 +16,16 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stack.base.files import ASIDE, folder_aside, sha256_of
+from stack.base import files
+from stack.base.files import ASIDE, sha256_of, sync, sync_tree
 from stack.base.version import code_version
 from stack.data.days import day_name
-from stack.data.layout import BucketFile, DayManifest, bucket_name, day_folder
+from stack.data.layout import BucketFile, DayManifest, bucket_name
 from stack.data.schema import Schema
 from stack.data.timeline import num_list_values
+
+KINDS = ("state", "days")
+"""A dataset's folders of days, in the order in which a day is put in place."""
 
 
 @dataclass(kw_only=True)
@@ -63,10 +68,10 @@ class ChunkWriter:
         Threads may write different days at once; the buckets of one day come in order.
         """
         file = self._folder("days", day) / bucket_name(bucket)
-        pq.write_table(timelines, file, compression="zstd")
-        pq.write_table(events, self._folder("state", day) / bucket_name(bucket), compression="zstd")
+        write_rows(timelines, file)
+        write_rows(events, self._folder("state", day) / bucket_name(bucket))
         if offers is not None:
-            pq.write_table(offers, self._folder("state", day) / f"follow-{bucket:04d}.parquet", compression="zstd")
+            write_rows(offers, self._folder("state", day) / f"follow-{bucket:04d}.parquet")
         counts = self._counts[day]
         counts.buckets.append(
             BucketFile(
@@ -89,36 +94,42 @@ class ChunkWriter:
         """Puts the days in place, oldest first. `parent` is the digest of the manifest before them."""
         written = []
         for day in self._days:
-            name, fact = day_name(day), facts[day]
-            with folder_aside(self._dataset / "state" / name) as folder:
-                _move(self._folder("state", day), folder)
-            counts = self._counts[day]
-            manifest = DayManifest(
-                day=name,
-                parent=parent,
-                buckets=tuple(counts.buckets),
-                num_rows=fact.num_rows,
-                num_events=counts.num_events,
-                num_moments=counts.num_moments,
-                num_examples={group.name: counts.num_examples[group.name] for group in self._schema.groups},
-                num_source_rows=fact.num_source_rows,
-                dropped=fact.dropped,
-                code_version=code_version(),
-            )
-            with folder_aside(day_folder(self._dataset, name)) as folder:
-                _move(self._folder("days", day), folder)
-                if fact.bad_rows.num_rows:
-                    pq.write_table(fact.bad_rows, folder / "bad_rows.parquet", compression="zstd")
-                (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))
-            parent = sha256_of(day_folder(self._dataset, name) / "manifest.json")
+            manifest = self._manifest(day, facts[day], parent)
+            content = msgspec.json.encode(manifest)
+            (self._folder("days", day) / "manifest.json").write_bytes(content)
+            if facts[day].bad_rows.num_rows:
+                write_rows(facts[day].bad_rows, self._folder("days", day) / "bad_rows.parquet")
+            parent = hashlib.sha256(content).hexdigest()
             written.append(manifest)
+        sync_tree(self._aside)
+        for day in self._days:
+            for kind in KINDS:
+                (self._dataset / kind).mkdir(exist_ok=True)
+                files.replace_folder(self._folder(kind, day), self._dataset / kind / day_name(day), flush=False)
+        for kind in KINDS:
+            sync(self._dataset / kind)
         shutil.rmtree(self._aside)
         return written
+
+    def _manifest(self, day: int, fact: DayFacts, parent: str | None) -> DayManifest:
+        counts = self._counts[day]
+        return DayManifest(
+            day=day_name(day),
+            parent=parent,
+            buckets=tuple(counts.buckets),
+            num_rows=fact.num_rows,
+            num_events=counts.num_events,
+            num_moments=counts.num_moments,
+            num_examples={group.name: counts.num_examples[group.name] for group in self._schema.groups},
+            num_source_rows=fact.num_source_rows,
+            dropped=fact.dropped,
+            code_version=code_version(),
+        )
 
     def _folder(self, kind: str, day: int) -> Path:
         return self._aside / kind / day_name(day)
 
 
-def _move(source: Path, target: Path) -> None:
-    for entry in sorted(source.iterdir()):
-        entry.rename(target / entry.name)
+def write_rows(rows: pa.Table, path: Path) -> None:
+    """Writes one Parquet file. Without dictionaries and statistics, which cost as much time again and no one reads."""
+    pq.write_table(rows, path, compression="zstd", use_dictionary=False, write_statistics=False)

@@ -155,11 +155,11 @@ KILLED = """
     from tests.data.tiny_log import registered
 
     left, whole = [int(sys.argv[3])], files.replace_folder
-    def replace(aside, path):
+    def replace(aside, path, **options):
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         left[0] -= 1
-        whole(aside, path)
+        whole(aside, path, **options)
     files.replace_folder = replace
     with registered():
         run(Path(sys.argv[1]), Path(sys.argv[2]), chunk_days=2)
