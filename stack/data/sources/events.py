@@ -16,7 +16,18 @@ from stack.base.errors import ConfigError, DataError
 from stack.data import features
 from stack.data.canonical import ITEM_FEATURES, Canonical, DataConfig, Source
 from stack.data.schema import IMPRESSION_LABELS, Feature, Group, Schema
-from stack.data.sources.tabular import TimeFormat, ids, numbered, numbers, open_table, require, seconds, unread
+from stack.data.sources.tabular import (
+    TimeFormat,
+    fetch,
+    ids,
+    numbered,
+    numbers,
+    open_table,
+    require,
+    seconds,
+    split,
+    unread,
+)
 
 SIDE_COLUMNS = ("shop", "brand", "category", "tags")
 DEFAULT_TYPE = "event"
@@ -240,7 +251,7 @@ def _items(backend: BaseBackend, log: Table, options: EventsConfig, *, like: Col
 
 
 def _tags(column: Column, separator: str) -> Column:
-    return column if column.type().is_array() else column.cast("string").split(separator)
+    return column if column.type().is_array() else split(column, separator)
 
 
 def changes(rows: Table, names: tuple[str, ...]) -> Table:
@@ -294,7 +305,8 @@ def _refuse_unreadable(rows: Table, options: EventsConfig) -> None:
     """Impressions are labels: one that cannot be read is refused, not dropped."""
     counts = {name: rows[name].isnull().sum().fill_null(0) for name in rows.columns}
     outside = (~rows.clicked.isin([0.0, 1.0])).sum().fill_null(0)
-    found = rows.aggregate(**counts, outside=outside, rows=rows.count()).to_pyarrow().to_pylist()[0]
+    counted = rows.aggregate(**counts, outside=outside, rows=rows.count())
+    found = fetch(counted).to_pylist()[0]
     for name in rows.columns:
         if found[name]:
             raise DataError(
@@ -314,7 +326,7 @@ def _types(events: Table, options: EventsConfig) -> tuple[tuple[str, ...], tuple
     known = tuple(options.known_types)
     if not known:
         found = events.filter(events.type.notnull()).select("type").distinct().limit(MAX_TYPES + 1)
-        known = tuple(sorted(found.to_pyarrow()["type"].to_pylist()))
+        known = tuple(sorted(fetch(found)["type"].to_pylist()))
     if len(known) > MAX_TYPES:
         raise DataError(
             f"data.columns.type={options.columns.type} has more than {MAX_TYPES} values: a type is a kind of behaviour "

@@ -16,7 +16,7 @@ from ibis.expr.types import Table
 from stack.base.errors import ConfigError, DataError
 from stack.data.canonical import Canonical, DataConfig, Source
 from stack.data.sources.events import schema
-from stack.data.sources.tabular import TimeFormat, ids, numbered, open_table, require, seconds, unread
+from stack.data.sources.tabular import TimeFormat, ids, numbered, open_table, require, seconds, split, unread
 
 PROFILE = ("gender", "age", "occupation", "zip")
 COLUMNS = {
@@ -59,7 +59,7 @@ def read(backend: BaseBackend, options: Movielens1mConfig) -> Canonical:
         price=ibis.null("float64"),
         quantity=ibis.literal(1.0),
     )
-    genres = movies.genres.split("|")
+    genres = split(movies.genres, "|")
     return Canonical(
         schema=schema(present={"item", "category", "tags"}, profile=PROFILE, has_price=False, has_scenario=False),
         events=numbered(events, order_by=["time", "user", "item", "type"]),

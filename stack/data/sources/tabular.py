@@ -7,6 +7,7 @@ whole file; a value that does not fit becomes null and is counted by ingest as a
 from __future__ import annotations
 
 import math
+import re
 from enum import Enum
 from functools import reduce
 from operator import add
@@ -16,8 +17,9 @@ from typing import Any
 
 import ibis
 import ibis.expr.datatypes as dt
+import pyarrow as pa
 from ibis.backends import BaseBackend
-from ibis.expr.types import Column, FloatingColumn, IntegerColumn, Table
+from ibis.expr.types import ArrayColumn, Column, FloatingColumn, IntegerColumn, Table
 
 from stack.base.errors import DataError
 from stack.data.sources.files import csv_header, log_files, parquet_columns
@@ -139,6 +141,8 @@ def seconds(table: Table, column: Column, form: TimeFormat) -> IntegerColumn:
 
 
 def _finite(figure: FloatingColumn, *, limit: float) -> FloatingColumn:
+    # Parquet's statistics know no NaN, and DuckDB takes their word for what `between` can find
+    figure = figure.isnan().ifelse(ibis.null("float64"), figure)
     return figure.between(-limit, limit).ifelse(figure, ibis.null("float64"))
 
 
@@ -146,7 +150,7 @@ def _holds_integers(table: Table, column: Column) -> bool:
     kind = column.type()
     if not isinstance(kind, (dt.String, dt.Floating, dt.Decimal)):
         return isinstance(kind, dt.Integer)
-    sample = _sample(table, column)
+    sample = [value for value in _sample(table, column) if isinstance(value, str) or math.isfinite(value)]
     num_integers = sum(_is_integer(value) for value in sample)
     return num_integers > _INTEGER_SHARE * len(sample)
 
@@ -158,14 +162,22 @@ def _guess(sample: list[Any]) -> TimeFormat:
     return TimeFormat.milliseconds if figures and median(figures) > _MILLISECONDS_FROM else TimeFormat.seconds
 
 
+def fetch(table: Table) -> pa.Table:
+    """The rows of a small table."""
+    backend = table.get_backend()
+    if backend.name == "pyspark":  # ibis would go through pandas
+        return backend.raw_sql(backend.compile(table)).toArrow()
+    return table.to_pyarrow()
+
+
 def _sample(table: Table, column: Column) -> list[Any]:
-    values = table.select(value=column).limit(NUM_SAMPLED_ROWS).to_pyarrow()["value"].to_pylist()
+    values = fetch(table.select(value=column).limit(NUM_SAMPLED_ROWS))["value"].to_pylist()
     return [value for value in values if value is not None]
 
 
 def _is_integer(value: str | float) -> bool:
     if not isinstance(value, str):
-        return math.isfinite(value) and value == int(value)
+        return value == int(value)
     digits = value.removeprefix("-")
     return digits.isascii() and digits.isdigit()
 
@@ -176,6 +188,12 @@ def _is_number(value: object) -> bool:
     except ValueError:
         return False
     return True
+
+
+def split(column: Column, separator: str) -> ArrayColumn:
+    """Text cut at each `separator`. Spark takes it for a regular expression, so there it is written as one."""
+    engine = column.get_backend().name
+    return column.cast("string").split(re.escape(separator) if engine == "pyspark" else separator)
 
 
 def unread(written: dict[str, Column], parsed: dict[str, Column]) -> Column:
