@@ -52,7 +52,7 @@ class Progress:
         self._file = sys.stderr if file is None else file
         self._clock = clock
         self._start = self._said = clock()
-        self._done = 0
+        self._done = self._said_done = 0
         self._note = ""
         self._speaks = world().first
         self._bar: tqdm[None] | None = None
@@ -79,11 +79,12 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._speaks and self._said > self._start:  # a last line only where there has been one
+        elif self._speaks and self._said > self._start and self._done > self._said_done:
+            # a last line only where there has been one, and more was done since
             self._line()
 
     def _line(self) -> None:
-        self._said = self._clock()
+        self._said, self._said_done = self._clock(), self._done
         seconds = self._said - self._start
         done = (
             f"{self._done:,}"
