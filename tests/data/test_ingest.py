@@ -15,8 +15,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from stack.base.errors import DataError
 from stack.data.days import day_name
@@ -118,9 +116,10 @@ def test_profiles_follow_the_user_and_are_unknown_for_others(whole: Path) -> Non
         assert row["profile_age"] == expected
 
 
-@pytest.mark.parametrize("chunk_days", [1, 3])
-def test_any_chunking_gives_the_same_bytes(log: Path, whole: Path, tmp_path: Path, chunk_days: int) -> None:
-    run(log, tmp_path / "out", chunk_days=chunk_days)
+def test_any_chunking_gives_the_same_bytes(log: Path, whole: Path, tmp_path: Path) -> None:
+    """Two days, then one, then the last one from the state that a day in between left."""
+    run(log, tmp_path / "out", to_day=day_name(FIRST + 2), chunk_days=2)
+    run(log, tmp_path / "out", from_day=day_name(FIRST + 3))
     assert tree(tmp_path / "out") == tree(whole)
     for table in ("item", "brand", "tags", "user"):
         assert words(tmp_path / "out", table) == words(whole, table)
@@ -166,11 +165,9 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize("num_renames", [1, 5])
-def test_a_killed_ingest_leaves_whole_days_and_running_again_converges(
-    log: Path, whole: Path, tmp_path: Path, num_renames: int
-) -> None:
-    out = tmp_path / "out"
+def test_a_killed_ingest_leaves_whole_days_and_running_again_converges(log: Path, whole: Path, tmp_path: Path) -> None:
+    """Killed in the second chunk, between the state and the timelines of its first day."""
+    out, num_renames = tmp_path / "out", 5
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(log), str(out), str(num_renames)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], check=False, capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
@@ -205,6 +202,19 @@ def test_an_empty_day_is_refused(log: Path, tmp_path: Path) -> None:
         run(log, tmp_path / "out", to_day=day)
 
 
+def test_days_that_would_leave_a_gap_are_refused_unless_allowed(log: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(log, out, to_day=day_name(FIRST))
+    text = (
+        f"has no days from {day_name(FIRST + 1)} to {day_name(FIRST + 2)}, which lie between its own and those asked "
+        f"for .{day_name(FIRST + 3)} to {day_name(FIRST + 3)}.: ingest them first or too, or set ingest.allow_gap=true"
+    )
+    with pytest.raises(DataError, match=text):
+        run(log, out, from_day=day_name(FIRST + 3))
+    report = run(log, out, from_day=day_name(FIRST + 3), allow_gap=True)
+    assert report.days == [day_name(FIRST + 3)]
+
+
 GOOD = {"user": 1, "item": "i1", "time": FIRST * DAY, "type": "buy", "price": 1.0}
 BAD = {
     "bad_time": ({**GOOD, "time": None}, "column 'time' is missing, unparsable or before 1970 in 1 of them"),
@@ -218,7 +228,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("reason", BAD)
-def test_bad_rows_are_refused_above_the_limit_and_counted_below(tmp_path: Path, reason: str) -> None:
+def test_bad_rows_are_refused_above_the_limit(tmp_path: Path, reason: str) -> None:
     bad, text = BAD[reason]
     log = write_log(tmp_path / "log", events=[GOOD, bad, {**GOOD, "item": "i2"}], items=ITEMS)
     with pytest.raises(DataError) as caught:
@@ -228,57 +238,20 @@ def test_bad_rows_are_refused_above_the_limit_and_counted_below(tmp_path: Path, 
     assert text in message
     assert "or raise ingest.max_bad_share to drop them" in message
     assert not (tmp_path / "out" / "days").exists()
-    report = run(log, tmp_path / "out", max_bad_share=0.5)
-    assert report.dropped == {reason: 1}
+
+
+def test_bad_rows_below_the_limit_are_counted_and_sampled(tmp_path: Path) -> None:
+    events = [GOOD, *(bad for bad, _ in BAD.values()), {**GOOD, "item": "i2"}]
+    log = write_log(tmp_path / "log", events=events, items=ITEMS)
+    report = run(log, tmp_path / "out", max_bad_share=0.9)
+    assert report.dropped == dict.fromkeys(BAD, 1)
     assert report.num_events == 2
-    dayless = reason in ("bad_time", "future_time")
-    sample = tmp_path / "out" / ("" if dayless else f"days/{day_name(FIRST)}") / "bad_rows.parquet"
-    assert [(row["reason"], row["row_id"]) for row in pq.read_table(sample).to_pylist()] == [(reason, 1)]
-
-
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
-@given(seed=st.integers(0, 10**6), cut=st.integers(1, 3), second=st.integers(0, 2_999))
-def test_what_comes_later_changes_nothing_that_an_example_sees(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, cut: int, second: int
-) -> None:
-    """The log with everything at or after a time replaced gives the same examples' inputs before that time."""
-    folder = tmp_path_factory.mktemp("leak")
-    time = (FIRST + cut) * DAY + second
-    events = events_of(seed, num_days=4, per_day=12)
-    before = [event for event in events if event["time"] < time]
-    other = before + [event for event in events_of(seed + 1, 4, 12) if event["time"] >= time]
-    other_items = [row for row in ITEMS if row["since"] < time]
-    outs = []
-    for name, rows, items in (("a", events, ITEMS), ("b", other, other_items)):
-        log = write_log(folder / name / "log", events=rows, items=items, users=USERS)
-        run(log, folder / name / "out", to_day=None)
-        outs.append(folder / name / "out")
-    for day in range(FIRST, FIRST + cut + 1):
-        first, second_ = ([_before(row, out, time) for row in read_day(out, day)] for out in outs)
-        assert [row for row in first if row["moments"]] == [row for row in second_ if row["moments"]]
-
-
-def _before(row: dict[str, Any], out: Path, time: int) -> dict[str, Any]:
-    """What the moments before `time` of a timeline see, ids as in the log."""
-    names = {table: {row: raw for raw, row in words(out, table).items()} for table in ("item", "brand", "user", "type")}
-    num_moments = sum(moment < time for moment in row["moment_time"])
-    last = row["moment_position"][num_moments - 1] if num_moments else 0
-    width = len(row["impression_dense"]) // max(len(row["impression_item"]), 1)
-    columns = (row[f"impression_{name}"] for name in ("moment", "item", "brand", "draw"))
-    observed = [
-        (moment, names["item"][item], names["brand"].get(brand), row["impression_dense"][place * width :][:width])
-        for place, (moment, item, brand, draw) in enumerate(zip(*columns, strict=True))
-        if draw == 0 and moment < num_moments
-    ]
-    return {
-        "user": names["user"][row["user"]],
-        "moments": row["moment_time"][:num_moments],
-        "positions": row["moment_position"][:num_moments],
-        "times": row["event_time"][:last],
-        "items": [names["item"][item] for item in row["event_item"][:last]],
-        "brands": [names["brand"].get(brand) for brand in row["event_brand"][:last]],
-        "observed": sorted(observed, key=lambda one: one[:2]),
-    }
+    found = {}
+    for place in ("", f"days/{day_name(FIRST)}"):
+        rows = pq.read_table(tmp_path / "out" / place / "bad_rows.parquet").to_pylist()
+        found |= {row["reason"]: (row["row_id"], bool(place)) for row in rows}
+    dayless = ("bad_time", "future_time")
+    assert found == {reason: (row, reason not in dayless) for row, reason in enumerate(BAD, start=1)}
 
 
 @pytest.mark.spark

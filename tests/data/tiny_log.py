@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.backends import BaseBackend
+from ibis.expr.types import Table
 
 from stack.data.canonical import ITEM_FEATURES, PROPERTIES, Canonical, DataConfig, Source
 from stack.data.features import dense_names
@@ -52,7 +53,14 @@ ITEMS = pa.schema(
         "tags": pa.list_(pa.string()),
     }
 )  # fmt: skip
-USERS = pa.schema({"user": pa.int64(), "age": pa.string()})
+USERS = pa.schema({"user": pa.int64(), "since": pa.int64(), "age": pa.string()})
+VISITS = pa.schema({"user": pa.int64(), "time": pa.int64(), "shop": pa.string()})
+IMPRESSIONS = pa.schema(
+    {
+        "user": pa.int64(), "item": pa.string(), "time": pa.int64(), "shop": pa.string(), "clicked": pa.float64(),
+        "weight": pa.float64(),
+    }
+)  # fmt: skip
 FOLLOW = pa.schema({"user": pa.int64(), "time": pa.int64(), "icon": pa.string(), "responded": pa.float64()})
 
 Rows = list[dict[str, Any]]
@@ -67,12 +75,19 @@ class TinyConfig(DataConfig):
 def read(backend: BaseBackend, options: TinyConfig) -> Canonical:
     assert options.path is not None
     folder = Path(options.path)
+
+    def optional(name: str) -> Table | None:
+        file = folder / f"{name}.parquet"
+        return backend.read_parquet(file) if file.exists() else None
+
     return Canonical(
         schema=SCHEMA,
         events=backend.read_parquet(folder / "events.parquet"),
         items=backend.read_parquet(folder / "items.parquet"),
         users=backend.read_parquet(folder / "users.parquet"),
         follow=backend.read_parquet(folder / "follow.parquet"),
+        visits=optional("visits"),
+        impressions=optional("impressions"),
         known_types=("view", "buy"),
         positive_types=("buy",),
     )
@@ -88,12 +103,18 @@ def registered() -> Iterator[None]:
         del SOURCES["tiny"]
 
 
-def write_log(folder: Path, *, events: Rows, items: Rows, users: Rows = [], follow: Rows = []) -> Path:  # noqa: B006
-    """Writes the log's tables; `row_id` of events is their place."""
+def write_log(
+    folder: Path, *, events: Rows, items: Rows, users: Rows = [], follow: Rows = [],  # noqa: B006
+    visits: Rows | None = None, impressions: Rows | None = None,
+) -> Path:  # fmt: skip
+    """Writes the log's tables; `row_id` of events is their place. Items have a column `shop` if the first one has."""
     folder.mkdir(parents=True, exist_ok=True)
     numbered = [{"quantity": 1.0, "row_id": place, **event} for place, event in enumerate(events)]
+    with_shop = ITEMS.append(pa.field("shop", pa.string())) if "shop" in items[0] else ITEMS
     for name, rows, schema in (
-        ("events", numbered, EVENTS), ("items", items, ITEMS), ("users", users, USERS), ("follow", follow, FOLLOW)
+        ("events", numbered, EVENTS), ("items", items, with_shop), ("users", users, USERS), ("follow", follow, FOLLOW),
+        ("visits", visits, VISITS), ("impressions", impressions, IMPRESSIONS),
     ):  # fmt: skip
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / f"{name}.parquet")
+        if rows is not None:
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / f"{name}.parquet")
     return folder
