@@ -13,6 +13,7 @@ What Hydra would let pass is refused here: unknown keys also where they are adde
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -131,7 +132,8 @@ class Composer(Generic[T]):
             except Exception as error:
                 raise _PastHydra(error) from error
 
-        before = sys.argv
+        before, root = sys.argv, logging.getLogger()
+        handlers, level = list(root.handlers), root.level
         sys.argv = [f"stack {verb}".strip(), *arguments]
         try:
             hydra.main(version_base="1.3", config_path=str(self._folder), config_name="config")(run)()
@@ -139,6 +141,8 @@ class Composer(Generic[T]):
             raise carrier.error from None
         finally:
             sys.argv = before
+            root.handlers[:] = handlers  # `--info` sets up logging for the whole process
+            root.setLevel(level)
 
 
 class _PastHydra(BaseException):

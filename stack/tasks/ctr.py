@@ -37,7 +37,7 @@ class CtrConfig(TaskConfig):
 
     dense_features: bool = False
     # feed the standardised ranking features to the head, beside representation and item
-    sampling: Sampling = Sampling.logq
+    sampling: Sampling = Sampling.none
     # logq: correct the loss by the sampling rates of the examples; none
 
 
