@@ -159,13 +159,15 @@ def _with_reason(events: Table, canonical: Canonical, now: int) -> Table:
         (bad_item & ~without_item.fill_null(False), Reason.BAD_ITEM),
         (events.type.isnull() | events.type.notin(canonical.known_types), Reason.UNKNOWN_TYPE),
     ]
+    bad = ibis.cases(*((test, str(reason)) for test, reason in cases))
+    if "excluded" in events.columns:  # before side information: a row left out on purpose is no bad row
+        bad = bad.fill_null(EXCLUDED + events.excluded)
     if canonical.items is not None:
         known = canonical.items.select(item_=canonical.items.item).distinct().mutate(known_=True)
         events = events.left_join(known, events.item == known.item_).drop("item_")
-        cases.append((events.item.notnull() & events.known_.isnull(), Reason.NO_SIDE_INFORMATION))
-    excluded = (EXCLUDED + events.excluded) if "excluded" in events.columns else ibis.null("string")
-    bad = ibis.cases(*((test, str(reason)) for test, reason in cases))
-    events = events.mutate(reason=bad.fill_null(excluded))
+        without_side = events.item.notnull() & events.known_.isnull()
+        bad = bad.fill_null(ibis.cases((without_side, str(Reason.NO_SIDE_INFORMATION))))
+    events = events.mutate(reason=bad)
     same = [name for name in EVENT_COLUMNS if name != "row_id"]
     copy = ibis.row_number().over(group_by=[*same, "reason"], order_by="row_id")
     events = events.mutate(copy=copy)
