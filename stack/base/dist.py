@@ -6,6 +6,8 @@ functions that need it, so that asking for the rank costs nothing.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,9 +101,17 @@ def process_group(*, device: torch.device, timeout_seconds: float = 1800.0) -> I
     Alone in its world, a process gets a group of one with a store of its own: no port, no network. Under a launcher
     the store is prefixed by the number of the restart: the agent keeps one store over restarts, and without the prefix
     a restarted rank reads the address of a dead one ("connectFullMesh failed ... Connection refused").
+
+    Gloo's threads end with the last reference to the group, and must end before Python does: one that lets go of a
+    tensor while the interpreter shuts down aborts a process that has done its work ("terminate called without an
+    active exception", pytorch issue 190489). So the two modules of torch that keep, as a default argument, whichever
+    group there is when they are first imported are imported here, before there is one; and what is left in reference
+    cycles (DDP, torchrec) is collected at exit.
     """
     import torch
     import torch.distributed as dist
+    import torch.distributed.nn.functional
+    import torch.distributed.optim.zero_redundancy_optimizer  # noqa: F401
     from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]  # not in the stubs' __all__
     from torch.distributed.rendezvous import rendezvous
 
@@ -116,6 +126,7 @@ def process_group(*, device: torch.device, timeout_seconds: float = 1800.0) -> I
     else:
         store = HashStore()
     dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=timeout)
+    atexit.register(gc.collect)
     try:
         yield here
     finally:

@@ -27,6 +27,20 @@ with process_group(device=torch.device("cpu"), timeout_seconds=60) as here:
     sys.stdout.write(f"rank {here.rank} of {here.size}, attempt {here.attempt}: {value.item()}\\n")
 """
 
+THREADS_AT_EXIT = """
+import atexit, pathlib, sys
+def tell():  # the first to register is the last to run
+    sys.stdout.write(" ".join(path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")))
+atexit.register(tell)
+import torch
+from stack.base.dist import process_group
+with process_group(device=torch.device("cpu")) as here:
+    from tests.tables.worker import run
+    held = run(here)
+    tell()
+    sys.stdout.write("\\n")
+"""
+
 
 @pytest.fixture(autouse=True)
 def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +83,13 @@ def test_alone_the_group_is_one_process_without_a_port_and_ends_with_the_block()
             torch.distributed.all_reduce(value)
             assert (here.size, value.item()) == (1, 3.0)
         assert not torch.distributed.is_initialized()
+
+
+def test_no_thread_of_the_group_is_left_when_python_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", THREADS_AT_EXIT], capture_output=True, text=True, check=True)
+    inside, at_exit = done.stdout.splitlines()
+    assert "pt_gloo_runloop" in inside
+    assert "gloo" not in at_exit
 
 
 def test_the_device_is_the_cpu_where_there_is_no_gpu() -> None:

@@ -42,5 +42,5 @@ def run_ranks(module: str, *arguments: str | Path, world_size: int) -> list[str]
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.communicate()
     return outputs
