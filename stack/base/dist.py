@@ -111,7 +111,7 @@ def process_group(*, device: torch.device, timeout_seconds: float = 1800.0) -> I
     import torch
     import torch.distributed as dist
     import torch.distributed.nn.functional
-    import torch.distributed.optim.zero_redundancy_optimizer  # noqa: F401
+    import torch.distributed.optim.zero_redundancy_optimizer
     from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]  # not in the stubs' __all__
     from torch.distributed.rendezvous import rendezvous
 
