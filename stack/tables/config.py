@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from stack.base.errors import ConfigError, DataError
+from stack.tables.placement import TableOptimizer as TableOptimizer
 
 BYTES_PER_WEIGHT = 4
 
@@ -17,14 +18,6 @@ class Placement(Enum):
 
     row_wise = "row_wise"
     table_wise = "table_wise"
-
-
-class TableOptimizer(Enum):
-    """What FBGEMM can fuse on CPU and GPU alike (Adam it can fuse on GPU alone)."""
-
-    rowwise_adagrad = "rowwise_adagrad"
-    adagrad = "adagrad"
-    sgd = "sgd"
 
 
 @dataclass(kw_only=True)
