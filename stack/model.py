@@ -17,7 +17,7 @@ from stack.data.batch import Batch
 from stack.data.schema import Feature, Schema
 from stack.layers.attention import TargetAttention
 from stack.layers.padding import Layout, events_before_moments
-from stack.tasks import TASKS, Enabled, Task, TaskInputs, TaskOutput, TasksConfig
+from stack.tasks import TASKS, Enabled, Task, TaskConfig, TaskInputs, TaskOutput, TasksConfig
 from stack.towers.behavior import PropertyEncoder, build_encoder
 from stack.towers.config import ModelConfig
 from stack.towers.lookup import Lookup, select_owners
@@ -224,11 +224,12 @@ def build_model(
     for name in names:
         group = schema.group(TASKS[name].group)
         target = _build_target(config, places, width(places.event), encoder.num_states) if name == "ctr" else None
+        options: TaskConfig = getattr(tasks, name)
         inputs = TaskInputs(
             group=group, num_rep=user.num_outputs, num_candidate=width(group.candidate), norm=config.norm,
-            dropout=config.dropout, target=target,
+            dropout=config.dropout if options.dropout is None else options.dropout, target=target,
         )  # fmt: skip
-        built[name] = TASKS[name].build(getattr(tasks, name), inputs)
+        built[name] = TASKS[name].build(options, inputs)
     return UserModel(tables=tables, user=user, tasks=built, places=places)
 
 

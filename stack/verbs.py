@@ -66,7 +66,7 @@ def _train(job: Job) -> None:
 
 def _evaluate(job: Job) -> None:
     from stack.evaluate.evaluate import Trained, evaluate
-    from stack.evaluate.scorer import corrections, scorer_of
+    from stack.evaluate.scorer import scorer_of
 
     with _open_run(job, verb="evaluate", step=job.evaluate.step) as (run, device):
         tasks = {name: run.user_model.task(name) for name in run.user_model.tasks}
@@ -75,7 +75,7 @@ def _evaluate(job: Job) -> None:
             step=run.step,
             dataset=run.dataset,
             training_days=run.days,
-            tasks=corrections(tasks),
+            tasks={name: task.sampling for name, task in tasks.items()},
             scorer=scorer_of(run.model, device=device),
         )
         evaluate(trained, folder=job.run.folder, settings=job.evaluate)

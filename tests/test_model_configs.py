@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
+from stack.base.errors import ConfigError
 from stack.tasks import TASKS, TasksConfig
+from stack.tasks.follow import FollowConfig
 from stack.towers.config import ModelConfig
+from tests.batches import small_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -36,3 +40,16 @@ def test_tasks_choice_fits(name: str) -> None:
         assert config == TasksConfig()
     if name in TASKS:
         assert [task for task in TASKS if getattr(config, task).enabled.name != "never"] == [name]
+
+
+def test_a_tasks_own_dropout_goes_before_the_models() -> None:
+    model = small_model(ModelConfig(dropout=0.25), tasks=TasksConfig(follow=FollowConfig(dropout=0.5)))
+    shares = {
+        name: {part.p for part in model.task(name).modules() if isinstance(part, nn.Dropout)} for name in model.tasks
+    }
+    assert shares == {"ctr": {0.25}, "rank": {0.25}, "power": {0.25}, "follow": {0.5}}
+
+
+def test_a_tasks_dropout_out_of_range_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^task dropout is 1\.0: it must be at least 0 and below 1, or null$"):
+        FollowConfig(dropout=1.0)

@@ -46,7 +46,7 @@ class Assessor:
         """Scores one task on each of its sets."""
         plan = plan_of(task)
         sets = []
-        for name, selection in evaluation_sets(predictions.rows, corrected=predictions.corrected).items():
+        for name, selection in evaluation_sets(predictions.rows, predictions.sampling).items():
             if len(selection.index_S):
                 sets.append(self._set(task, plan, name, selection, predictions))
         return TaskReport(task=task, group=plan.group, label=plan.label, headline=plan.headline, sets=tuple(sets))

@@ -17,6 +17,7 @@ from stack.evaluate.plots import draw
 from stack.evaluate.predict import Scorer, predict
 from stack.evaluate.report import Report, write
 from stack.evaluate.table import tables, verdicts
+from stack.tasks.sampling import Sampling
 from stack.telemetry.console import say, show
 
 
@@ -24,14 +25,14 @@ from stack.telemetry.console import say, show
 class Trained:
     """What evaluation must know of a training run: the model as a function, and what it was trained on.
 
-    `tasks`: all tasks of the model, and whether each corrected the sampling of its examples in training.
+    `tasks`: all tasks of the model, and at which rate the score of each counts sampled negatives.
     """
 
     name: str
     step: int
     dataset: Dataset
     training_days: Sequence[str]
-    tasks: Mapping[str, bool]
+    tasks: Mapping[str, Sampling]
     scorer: Scorer
 
 

@@ -18,29 +18,30 @@ from stack.data.loader import Loader
 from stack.evaluate.metrics import Array
 from stack.evaluate.plans import plan_of
 from stack.evaluate.rows import Rows, concatenate, from_batch
+from stack.tasks.sampling import Sampling
 from stack.telemetry.progress import progress
 
 Scorer = Callable[[Batch], Mapping[str, Tensor]]
-"""A model in evaluation mode: by task, (E,) log-odds f(x) or (E, C) class scores of the task's examples in the
+"""A model in evaluation mode: by task, (E,) log-odds or (E, C) class scores of the task's examples in the
 batch, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """A task's scores and, line by line, the examples they are for. `corrected`: the scores are log-odds without
-    sampling; if not, those among the sampled training examples."""
+    """A task's scores and, line by line, the examples they are for. `sampling`: the rate at which the scores count
+    sampled negatives."""
 
     rows: Rows
     score: Array
-    corrected: bool = True
+    sampling: Sampling = Sampling.none
 
 
 def predict(
-    scorer: Scorer, dataset: Dataset, *, days: Sequence[str], tasks: Mapping[str, bool], timelines_per_batch: int
+    scorer: Scorer, dataset: Dataset, *, days: Sequence[str], tasks: Mapping[str, Sampling], timelines_per_batch: int
 ) -> dict[str, Predictions]:
     """Scores every example of the tasks on `days`, without gradients; tasks of one group share their rows.
 
-    `tasks` are all tasks of the model, and whether each was trained with the sampling corrected.
+    `tasks` are all tasks of the model, and at which rate the score of each counts sampled negatives.
     """
     groups = {plan_of(task).group for task in tasks}
     loader = Loader(
@@ -57,9 +58,9 @@ def predict(
                 scores[task].append(outputs[task].cpu().numpy())
     whole = {name: concatenate(parts, group=dataset.schema.group(name)) for name, parts in rows.items()}
     found = {}
-    for task, corrected in tasks.items():
+    for task, sampling in tasks.items():
         score = np.concatenate(scores[task]).astype(np.float64)
         of_task = whole[plan_of(task).group]
         assert len(score) == len(of_task), f"task {task}: {len(score)} scores for {len(of_task)} examples"
-        found[task] = Predictions(rows=of_task, score=score, corrected=corrected)
+        found[task] = Predictions(rows=of_task, score=score, sampling=sampling)
     return found

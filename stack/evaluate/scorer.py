@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from stack.data.batch import Batch, to_device
 from stack.evaluate.predict import Scorer
-from stack.tasks import TASKS, CtrTask, Task, TaskOutput
-from stack.tasks.ctr import Sampling
+from stack.tasks import TaskOutput
 
 
 def scorer_of(model: nn.Module, *, device: torch.device) -> Scorer:
@@ -22,14 +21,3 @@ def scorer_of(model: nn.Module, *, device: torch.device) -> Scorer:
         return {name: output.score_E for name, output in outputs.items()}
 
     return score
-
-
-def corrections(tasks: Mapping[str, Task]) -> dict[str, bool]:
-    """For each task whether its loss corrected the sampling of impressions, so that scores are log-odds without it."""
-    return {name: _corrects(task) for name, task in tasks.items()}
-
-
-def _corrects(task: Task) -> bool:
-    if isinstance(task, CtrTask):
-        return task.sampling is Sampling.logq
-    return not isinstance(task, TASKS["rank"])  # equation 9 has no correction; other groups are not sampled

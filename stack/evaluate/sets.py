@@ -1,9 +1,8 @@
 """The sets on which a task is scored, and the correction that makes a model's log-odds right on each.
 
-A score f(x) that was trained with the sampling corrected is the log-odds where nothing was sampled. Among observed
-examples and negatives drawn at an expected `rate` for each candidate, the log-odds are f(x) - log rate: negatives
-are `rate` times as frequent. A score g(x) that was trained without correction is the log-odds among the training
-examples, whose negatives came from both draws: f(x) = g(x) + log(rate_uniform + rate_popularity).
+Where f(x) is the log-odds of a candidate where nothing was sampled, those among observed examples and negatives drawn
+at an expected `rate` for each candidate are f(x) - log rate: negatives are `rate` times as frequent. A score g(x) counts
+negatives at a rate c that training chose (`stack.tasks.sampling`): f(x) = g(x) + log c.
 
     set           examples            logit
     uniform       draw in {0, 1}      f - log rate_uniform        what a user would see
@@ -17,9 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from stack.evaluate.metrics import Array, Floats, Ints
 from stack.evaluate.rows import Rows
+from stack.tasks.sampling import Sampling, score_rate
 
 OBSERVED = 0
 DRAWS = {"uniform": (1, "rate_uniform"), "popularity": (2, "rate_popularity")}
@@ -39,9 +40,9 @@ class Selection:
         return np.asarray(score_E[self.index_S] + self.offset_S, dtype=np.float64)
 
 
-def evaluation_sets(rows: Rows, *, corrected: bool = True) -> dict[str, Selection]:
-    """The sets of these rows by name, those of the table above that have examples. `corrected`: whether the score's
-    training corrected the sampling."""
+def evaluation_sets(rows: Rows, sampling: Sampling = Sampling.none) -> dict[str, Selection]:
+    """The sets of these rows by name, those of the table above that have examples. `sampling`: the rate at which the
+    score counts negatives."""
     everything = np.arange(len(rows))
     whole = Selection(index_S=everything, offset_S=np.zeros(len(rows)))
     if "draw" not in rows.labels:
@@ -49,22 +50,22 @@ def evaluation_sets(rows: Rows, *, corrected: bool = True) -> dict[str, Selectio
     draw_E = rows.labels["draw"].astype(np.int64)
     if not (draw_E != OBSERVED).any():
         return {"shown": whole}
-    rates_E = sum((rows.labels[rate].astype(np.float64) for _, rate in DRAWS.values()), np.zeros(len(rows)))
-    trained_at_E = np.ones(len(rows)) if corrected else rates_E
+    rates = {rate: torch.from_numpy(rows.labels[rate].astype(np.float64)) for _, rate in DRAWS.values()}
+    counted_at_E = score_rate(rates, sampling).numpy()
     return {
-        name: _sampled(draw_E, draw, rows.labels[rate], trained_at_E)
+        name: _sampled(draw_E, draw, rows.labels[rate], counted_at_E)
         for name, (draw, rate) in DRAWS.items()
         if (draw_E == draw).any()
     }
 
 
-def _sampled(draw_E: Ints, draw: int, rate_E: Array, trained_at_E: Floats) -> Selection:
-    """`trained_at_E`: the rate at which the score met negatives like this one, 1 where training corrected for it."""
+def _sampled(draw_E: Ints, draw: int, rate_E: Array, counted_at_E: Floats) -> Selection:
+    """`counted_at_E`: the rate at which the score counts negatives like this one."""
     wanted_E = (draw_E == OBSERVED) | (draw_E == draw)
     possible_E = wanted_E & (rate_E > 0)
     index_S = np.flatnonzero(possible_E)
     return Selection(
         index_S=index_S,
-        offset_S=np.log(trained_at_E[index_S]) - np.log(rate_E[index_S].astype(np.float64)),
+        offset_S=np.log(counted_at_E[index_S]) - np.log(rate_E[index_S].astype(np.float64)),
         num_left_out=int(wanted_E.sum() - possible_E.sum()),
     )

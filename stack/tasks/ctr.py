@@ -7,7 +7,6 @@ candidate if there is one, V interest, F ranking features, C all of the candidat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import ClassVar
 
 import torch
@@ -18,17 +17,10 @@ from stack.layers.attention import TargetAttention
 from stack.layers.blocks import blocks_of
 from stack.layers.mlp import JoinedMLP
 from stack.layers.norm import Norm, Standardize
+from stack.tasks.sampling import Sampling, sampling_shift
 from stack.tasks.task import TASKS, Task, TaskConfig, TaskInputs
 from stack.towers.item import ItemTower
 from stack.towers.user import UserState
-
-
-class Sampling(Enum):
-    """What the training loss does about sampled negatives."""
-
-    logq = "logq"
-    """Trains score - log(expected draws), so that the score itself is the log-odds without sampling."""
-    none = "none"
 
 
 @dataclass(kw_only=True)
@@ -38,17 +30,8 @@ class CtrConfig(TaskConfig):
     dense_features: bool = False
     # feed the standardised ranking features to the head, beside representation and item
     sampling: Sampling = Sampling.none
-    # logq: correct the loss by the sampling rates of the examples; none
-
-
-def sampling_shift(labels: dict[str, Tensor]) -> Tensor:
-    """(E,): log(rate_uniform + rate_popularity), how much sampling raised the log-odds against a negative; 0 where an
-    example was not sampled (both rates 0).
-
-    A negative that is drawn r times where it would be seen once divides the odds by r: logit = score - log r.
-    """
-    rate_E = labels["rate_uniform"] + labels["rate_popularity"]
-    return torch.log(torch.where(rate_E > 0, rate_E, torch.ones_like(rate_E)))
+    # how the score counts sampled negatives: once each (logq), as often as the uniform draw alone (uniform), as sampled
+    # (none)
 
 
 @TASKS.register("ctr")
@@ -66,7 +49,7 @@ class CtrTask(Task):
         num_candidate: int,
         num_dense: int,
         target: TargetAttention | None = None,
-        sampling: Sampling = Sampling.logq,
+        sampling: Sampling = Sampling.none,
         norm: Norm = Norm.none,
         dropout: float = 0.0,
     ) -> None:
@@ -106,7 +89,7 @@ class CtrTask(Task):
 
     def loss(self, score_E: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         clicked_E = labels["clicked"]
-        logit_E = score_E - sampling_shift(labels) if self.sampling is Sampling.logq else score_E
+        logit_E = score_E - sampling_shift(labels, self.sampling)
         loss_E = functional.binary_cross_entropy_with_logits(logit_E, clicked_E, reduction="none")
         return loss_E, torch.ones_like(loss_E), clicked_E
 

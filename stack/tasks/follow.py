@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stack.base.errors import ConfigError
 from stack.layers.norm import Norm, Standardize
@@ -30,7 +30,11 @@ class FollowConfig(TaskConfig):
 
 @TASKS.register("follow")
 class FollowTask(Task):
-    """[rep 256 ; icon 128] -> ReLU layers (128, 128) -> logit, with the ranking features joined on request."""
+    """[rep 256 ; icon 128] -> ReLU layers (128, 128) -> logit.
+
+    With the ranking features, these join the input and also have a linear path of their own to the logit (Cheng et al.
+    2016, Wide & Deep): responses are rare, and what a few counts tell must not wait for 90,000 weights to learn it.
+    """
 
     group: ClassVar[str] = "follow"
     looks_up_candidates: ClassVar[bool] = True
@@ -44,6 +48,12 @@ class FollowTask(Task):
             num_rep=num_rep, num_candidate=num_candidate, num_encoded=128, widths=(128, 128), norm=norm,
             dropout=dropout, num_dense=num_dense,
         )  # fmt: skip
+        self.wide = nn.Linear(num_dense, 1) if num_dense else None
+        if self.wide is not None:  # begins at even odds, from where the few parameters of the wide part lead
+            for part in (self.wide, self.head.join.rest[-1]):
+                assert isinstance(part, nn.Linear)
+                nn.init.zeros_(part.weight)
+                nn.init.zeros_(part.bias)
 
     @classmethod
     def build(cls, config: TaskConfig, inputs: TaskInputs) -> FollowTask:
@@ -63,11 +73,13 @@ class FollowTask(Task):
         return item_EO
 
     def score(self, user: UserState, item_EO: Tensor, dense_EF: Tensor, moment_E: Tensor | None) -> Tensor:
-        candidate_EC = item_EO
-        if self.standardize is not None:
-            candidate_EC = torch.cat([item_EO, self.standardize(dense_EF)], dim=1)
-        logit_E: Tensor = self.head(user, candidate_EC, moment_E)
-        return logit_E
+        if self.standardize is None or self.wide is None:
+            logit_E: Tensor = self.head(user, item_EO, moment_E)
+            return logit_E
+        standard_EF = self.standardize(dense_EF)
+        deep_E: Tensor = self.head(user, torch.cat([item_EO, standard_EF], dim=1), moment_E)
+        wide_E1: Tensor = self.wide(standard_EF)
+        return deep_E + wide_E1.squeeze(1)
 
     def loss(self, score_E: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         return binary_loss(score_E, labels["responded"])

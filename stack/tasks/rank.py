@@ -16,6 +16,7 @@ from torch.nn import functional
 from stack.base.errors import ConfigError
 from stack.layers.mlp import MLP
 from stack.layers.norm import Norm, Standardize
+from stack.tasks.sampling import Sampling, sampling_shift
 from stack.tasks.task import TASKS, Task, TaskConfig, TaskInputs
 from stack.towers.user import UserState
 
@@ -40,6 +41,9 @@ class RankConfig(TaskConfig):
     intercept: bool = False
     # add one learnt number to all scores. It changes no order; without it (the paper) equation 9 bends the weights to
     # say that most examples are not clicked
+    sampling: Sampling = Sampling.none
+    # how the score counts sampled negatives: once each (logq), as often as the uniform draw alone (uniform), as sampled
+    # (none, the paper)
 
 
 @TASKS.register("rank")
@@ -56,11 +60,13 @@ class RankTask(Task):
         num_dense: int,
         weight_sign: WeightSign = WeightSign.relu,
         intercept: bool = False,
+        sampling: Sampling = Sampling.none,
         norm: Norm = Norm.none,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.weight_sign = weight_sign
+        self.sampling = sampling
         self.standardize = Standardize(num_features=num_dense)
         self.intercept = nn.Parameter(torch.zeros(1)) if intercept else None
         self.head = MLP(num_inputs=num_rep, widths=(128,), num_outputs=num_dense, norm=norm, dropout=dropout)
@@ -75,7 +81,7 @@ class RankTask(Task):
             )
         return cls(
             num_rep=inputs.num_rep, num_dense=inputs.num_dense, weight_sign=config.weight_sign,
-            intercept=config.intercept, norm=inputs.norm, dropout=inputs.dropout,
+            intercept=config.intercept, sampling=config.sampling, norm=inputs.norm, dropout=inputs.dropout,
         )  # fmt: skip
 
     def item_half(self, features_EI: Tensor) -> Tensor:
@@ -97,4 +103,5 @@ class RankTask(Task):
     def loss(self, score_E: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         clicked_E, weight_E = labels["clicked"], labels["weight"]
         sign_E = 2 * clicked_E - 1
-        return weight_E * functional.softplus(-sign_E * score_E), weight_E, clicked_E
+        logit_E = score_E - sampling_shift(labels, self.sampling)
+        return weight_E * functional.softplus(-sign_E * logit_E), weight_E, clicked_E

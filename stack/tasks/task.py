@@ -20,6 +20,7 @@ from stack.data.batch import Examples
 from stack.data.schema import Group
 from stack.layers.attention import TargetAttention
 from stack.layers.norm import Norm
+from stack.tasks.sampling import Sampling
 from stack.towers.user import UserState
 
 
@@ -39,8 +40,12 @@ class TaskConfig:
     # always: refuse a dataset without the task's examples; if_present: leave the task out there; never
     weight: float = 1.0
     # share of the task's mean loss in the total
+    dropout: float | None = None
+    # in the task's head; null is model.dropout
 
     def __post_init__(self) -> None:
+        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"task dropout is {self.dropout}: it must be at least 0 and below 1, or null")
         if self.weight < 0:
             raise ConfigError(f"task weight is {self.weight}: it must be 0 or more")
 
@@ -81,6 +86,7 @@ class Task(nn.Module, ABC):
 
     group: ClassVar[str]
     looks_up_candidates: ClassVar[bool]
+    sampling: Sampling = Sampling.none
 
     @classmethod
     @abstractmethod

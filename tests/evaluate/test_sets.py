@@ -9,6 +9,7 @@ from stack.data.schema import IMPRESSION_LABELS, Group
 from stack.evaluate import metrics
 from stack.evaluate.rows import Rows
 from stack.evaluate.sets import evaluation_sets
+from stack.tasks.sampling import Sampling
 
 GROUP = Group(name="impression", labels=IMPRESSION_LABELS)
 
@@ -26,7 +27,7 @@ def rows(**labels: list[float] | np.ndarray) -> Rows:
 
 def test_each_set_holds_what_was_observed_and_its_own_negatives() -> None:
     found = evaluation_sets(
-        rows(draw=[0, 1, 2, 0, 2], rate_uniform=[0.5, 0.5, 1, 0, 1], rate_popularity=[0.1, 1, 0.2, 2, 4])
+        rows(draw=[0, 1, 2, 0, 2], rate_uniform=[0.5, 0.5, 1, 0, 1], rate_popularity=[0.1, 1, 0.2, 2, 4]), Sampling.logq
     )
     assert list(found) == ["uniform", "popularity"]
     assert found["uniform"].index_S.tolist() == [0, 1]
@@ -56,8 +57,9 @@ def test_the_true_log_odds_are_calibrated_on_every_sampled_set() -> None:
     sampled = rows(draw=draw, rate_uniform=rate_uniform[index], rate_popularity=rate_popularity[index])
     # what a score trained on both draws without correction tends to
     mixed = f[index] - np.log(rate_uniform[index] + rate_popularity[index])
-    for corrected, score in ((True, f[index]), (False, mixed)):
-        for selection in evaluation_sets(sampled, corrected=corrected).values():
+    scores = {Sampling.logq: f[index], Sampling.uniform: f[index] - np.log(rate_uniform[index]), Sampling.none: mixed}
+    for sampling, score in scores.items():
+        for selection in evaluation_sets(sampled, sampling).values():
             logit, label = selection.logits(score), (draw == 0)[selection.index_S]
             assert metrics.predicted_over_observed(logit, label) == pytest.approx(1.0, abs=0.01)
             shifted = metrics.log_loss(logit + 0.1, label), metrics.log_loss(logit - 0.1, label)

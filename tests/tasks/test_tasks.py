@@ -12,12 +12,14 @@ from stack.data.batch import Examples
 from stack.data.schema import Group
 from stack.layers.norm import Norm
 from stack.tasks import TASKS, CtrTask, FollowTask, PowerTask, RankTask, ShopTask, TaskInputs, TasksConfig
-from stack.tasks.ctr import Sampling
 from stack.tasks.follow import FollowConfig
 from stack.tasks.power import PowerConfig
 from stack.tasks.rank import RankConfig, WeightSign
+from stack.tasks.sampling import Sampling
 from stack.tasks.task import TaskConfig
 from stack.towers.user import UserState
+
+RATES = {"rate_uniform": [0.0, 1.0, 1.0, 2.0], "rate_popularity": [0.0, 1.0, 3.0, 0.0]}
 
 
 def _user(num_moments: int = 3, num_rep: int = 256) -> UserState:
@@ -57,9 +59,10 @@ def test_ctr_loss_is_equation_8_on_the_corrected_logit(sampling: Sampling) -> No
         clicked=[1.0, 0.0, 0.0, 1.0], rate_uniform=[0.02, 0.5, 0.0, 0.0], rate_popularity=[0.03, 0.0, 0.0, 0.01]
     )
     output = task(_user(), torch.randn(4, 124), examples)
-    for e, (clicked, rate) in enumerate([(1, 0.05), (0, 0.5), (0, 1.0), (1, 0.01)]):
+    above = {Sampling.logq: [0.05, 0.5, 1.0, 0.01], Sampling.uniform: [2.5, 1.0, 1.0, 1.0], Sampling.none: [1.0] * 4}
+    for e, (clicked, rate) in enumerate(zip([1, 0, 0, 1], above[sampling], strict=True)):
         score = output.score_E[e].item()
-        odds = np.exp(score) / (rate if sampling is Sampling.logq else 1.0)
+        odds = np.exp(score) / rate
         probability = odds / (1 + odds)
         expected = -np.log(probability if clicked else 1 - probability)
         assert output.loss_E[e].item() == pytest.approx(expected, rel=1e-5)
@@ -74,7 +77,7 @@ def test_rank_loss_is_equation_9_on_standardised_features(sign: WeightSign, inte
     task = RankTask(num_rep=256, num_dense=5, weight_sign=sign, intercept=intercept is not None)
     if task.intercept is not None:
         torch.nn.init.constant_(task.intercept, intercept)
-    examples = _examples(num_dense=5, clicked=[1.0, 0.0, 0.0, 1.0], weight=[2.0, 1.0, 0.5, 3.0])
+    examples = _examples(num_dense=5, clicked=[1.0, 0.0, 0.0, 1.0], weight=[2.0, 1.0, 0.5, 3.0], **RATES)
     user = _user()
     output = task(user, torch.zeros(4, 0), examples)
     dense = examples.dense_EF
@@ -111,9 +114,16 @@ def test_preference_losses_are_cross_entropy(task: FollowTask | ShopTask, label:
     np.testing.assert_allclose(output.loss_E.detach().numpy(), [-np.log(p), -np.log(1 - q)], rtol=1e-5)
 
 
-def test_follow_scores_are_the_head_on_representation_icon_and_standardised_features() -> None:
+def test_follow_scores_are_the_head_on_representation_icon_and_standardised_features_plus_a_linear_path() -> None:
     torch.manual_seed(0)
     task = FollowTask(num_rep=256, num_candidate=16, num_dense=3)
+    assert task.wide is not None
+    for part in (task.wide, task.head.join.rest[-1]):
+        assert isinstance(part, nn.Linear)
+        assert not part.weight.any()
+        assert not part.bias.any()
+        nn.init.normal_(part.weight)
+        nn.init.normal_(part.bias)
     examples, user, icon_EI = _examples(num_dense=3, responded=[1.0, 0.0, 0.0, 1.0]), _user(), torch.randn(4, 16)
     output = task(user, icon_EI, examples)
     dense_EF = examples.dense_EF
@@ -123,7 +133,8 @@ def test_follow_scores_are_the_head_on_representation_icon_and_standardised_feat
         assert isinstance(layer, nn.Linear)
         hidden = hidden @ layer.weight.T + layer.bias
         hidden = hidden.clamp(min=0) if layer.out_features > 1 else hidden
-    torch.testing.assert_close(output.score_E, hidden[:, 0], atol=1e-5, rtol=1e-5)
+    linear = standard_EF @ task.wide.weight[0] + task.wide.bias
+    torch.testing.assert_close(output.score_E, hidden[:, 0] + linear, atol=1e-4, rtol=1e-5)
 
 
 def test_follow_refuses_features_that_the_dataset_does_not_have_and_takes_them_on_request_only() -> None:
@@ -136,7 +147,7 @@ def test_follow_refuses_features_that_the_dataset_does_not_have_and_takes_them_o
         FollowTask.build(FollowConfig(dense_features=True), bare)
     given = replace(bare, group=Group(name="follow", dense=("a", "b")))
     asked, default = (FollowTask.build(FollowConfig(dense_features=on), given) for on in (True, False))
-    assert _count(asked) == _count(default) + 2 * 128
+    assert _count(asked) == _count(default) + 2 * 128 + 3
 
 
 def test_heads_have_the_papers_sizes() -> None:
