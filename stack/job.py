@@ -37,7 +37,9 @@ from stack.data.sources import SOURCES
 from stack.evaluate.config import EvaluateConfig
 from stack.export.config import ExportConfig
 from stack.serve.config import ServeConfig
+from stack.tables.cluster import ClusterConfig
 from stack.tables.config import TablesConfig
+from stack.tables.plan_config import PlanConfig
 from stack.tasks import TasksConfig
 from stack.towers.config import ModelConfig
 from stack.train.config import TrainConfig
@@ -52,6 +54,8 @@ class Job:
 
     data: DataConfig = MISSING
     ingest: IngestConfig = field(default_factory=IngestConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     tables: TablesConfig = field(default_factory=TablesConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
