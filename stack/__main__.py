@@ -12,6 +12,7 @@ from stack.telemetry.console import say
 
 VERBS = {
     "ingest": "a log -> timelines by day, with vocabularies and a manifest",
+    "plan": "whether the tables fit a cluster, where each goes, what a step costs",
     "train": "timelines -> a model with checkpoints; resumes where it was stopped",
     "evaluate": "a model on days it has not seen, beside baselines on the same examples",
     "export": "a model -> a package: user half, scorer, rows, schema",
@@ -81,6 +82,7 @@ def _help() -> str:
   stack train data=events           takes another choice of a group: configs/data/events.yaml
   stack train run.name=first        sets one option; unknown options are refused
   stack train +experiment=demo      a named set of options across groups
+  stack plan cluster=h100x64        plans for other machines; plan.sweep=rows|ranks|batch shows how costs grow
   stack train --multirun tasks.x=1,2   one run for each value
   eval "$(stack -sc install=bash)"  completes verbs and options with the tab key"""
 

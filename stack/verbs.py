@@ -58,6 +58,23 @@ def _ingest(job: Job) -> None:
     show(report_table(ingest(job.data, job.ingest)))
 
 
+def _plan(job: Job) -> None:
+    from stack.train.planning import PlanSetup, plan
+
+    plan(
+        PlanSetup(
+            dataset=Path(job.data.out),
+            model=job.model,
+            tasks=job.tasks,
+            tables=job.tables,
+            optimizer=job.optim.tables,
+            train=job.train,
+            cluster=job.cluster,
+            plan=job.plan,
+        )
+    )
+
+
 def _train(job: Job) -> None:
     from stack.train.verb import train
 
@@ -101,6 +118,7 @@ def _complete(job: Job) -> None:
 
 ACTIONS: Mapping[str, Callable[[Job], None]] = {
     "ingest": _ingest,
+    "plan": _plan,
     "train": _train,
     "evaluate": _evaluate,
     "export": _export,

@@ -1,0 +1,240 @@
+"""The one place that meets TorchRec's planner. Tables are on the meta device: nothing is allocated, no GPU is needed.
+
+What would go wrong without a sound, and what is done here instead:
+
+    bandwidths given to TopologyFactory are not read       KernelConfig(use_hardware_based_bandwidth=True)
+    a reserved share is taken of HBM alone                 capacities are handed over without it
+    DDR is a host's for us, a process's for TorchRec       divided by the processes of the host
+    optimizer state: none, or in the weights' type         counted by `TableSpec.state_bytes`, added to each shard
+    rows in host memory when HBM is short                  kernels are constrained to those asked for
+    data-parallel for small tables                         sharding types are constrained
+    no row-wise for an EmbeddingBagCollection on a CPU     offered by our sharder; it runs
+    columns are split only from 128 on                     the width of a block is given
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator, EmbeddingStorageEstimator
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import (
+    HardwareConfig,
+    KernelConfig,
+    ParameterConstraints,
+    PlannerError,
+    SharderDataMap,
+    ShardEstimator,
+    ShardingOption,
+    Storage,
+    Topology,
+    TopologyFactory,
+    TrainerConfig,
+)
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from stack.tables.cluster import ClusterConfig, Device
+from stack.tables.collection import module_name, table_name
+from stack.tables.config import TableSpec
+from stack.tables.placement import Kernel, RowType, Shard, Sharding, TableOptimizer
+from stack.tables.plan_request import Request, block_columns
+
+_BYTES_PER_MS = 1e6  # of a GB per second
+_DATA_TYPES = {RowType.fp32: DataType.FP32, RowType.fp16: DataType.FP16, RowType.bf16: DataType.BF16}
+_SHARDINGS = {"grid_shard": Sharding.grid} | {one.value: one for one in Sharding if one is not Sharding.grid}
+_NAMES = {sharding: name for name, sharding in _SHARDINGS.items()}
+_IN_HOST_MEMORY = (Kernel.fused_uvm, Kernel.fused_uvm_caching)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A shard with what it needs and what it costs a step, as estimated."""
+
+    shard: Shard
+    device_bytes: int
+    host_bytes: int
+    lookup_ms: float
+    update_ms: float
+    vectors_ms: float
+    ids_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A table as the planner placed it; pieces by rank and then by column."""
+
+    table: TableSpec
+    sharding: Sharding
+    kernel: Kernel
+    pieces: tuple[Piece, ...]
+
+
+class NoPlacementError(Exception):
+    """The planner found no plan. `options`: what each table could be, unplaced (every rank is -1)."""
+
+    def __init__(self, options: Sequence[Placed]) -> None:
+        super().__init__("no placement fits")
+        self.options = list(options)
+
+
+def place(request: Request) -> list[Placed]:
+    """Places every table, in the order of the request.
+
+    Raises:
+        NoPlacementError: nothing that the request allows fits.
+    """
+    topology = _topology(request.cluster)
+    constraints = {module_name(table.name): _constraints(request, table) for table in request.tables}
+    enumerator = EmbeddingEnumerator(
+        topology=topology,
+        batch_size=request.num_bags,
+        constraints=constraints,
+        estimator=[
+            EmbeddingPerfEstimator(topology=topology, constraints=constraints),
+            _Storage(topology, constraints, request.optimizer),
+        ],
+    )
+    found: list[ShardingOption] = []
+
+    def keep(best: list[ShardingOption]) -> list[ShardingOption]:
+        found.extend(best)
+        return best
+
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=request.num_bags,
+        enumerator=enumerator,
+        storage_reservation=FixedPercentageStorageReservation(percentage=0.0),
+        constraints=constraints,
+        stats=[],
+        debug=False,
+        callbacks=[keep],
+    )
+    collection, sharders = _collection(request.tables), [_Sharder()]
+    try:
+        planner.plan(collection, sharders)
+    except PlannerError as error:
+        options = enumerator.enumerate(collection, sharders)
+        raise NoPlacementError([_placed(option, request) for option in options]) from error
+    placed = {one.table.name: one for one in (_placed(option, request) for option in found)}
+    return [placed[table.name] for table in request.tables]
+
+
+def _placed(option: ShardingOption, request: Request) -> Placed:
+    on_cpu, alone = request.cluster.device is Device.cpu, request.cluster.world_size == 1
+    pieces = [
+        Piece(
+            shard=Shard(
+                rank=-1 if shard.rank is None else shard.rank,
+                first_row=shard.offset[0],
+                num_rows=shard.size[0],
+                first_column=shard.offset[1],
+                num_columns=shard.size[1],
+            ),
+            device_bytes=shard.storage.ddr if on_cpu else shard.storage.hbm,
+            host_bytes=0 if on_cpu else shard.storage.ddr,
+            lookup_ms=shard.perf.fwd_compute + shard.perf.prefetch_compute,
+            update_ms=shard.perf.bwd_compute,
+            vectors_ms=0.0 if alone else shard.perf.fwd_comms + shard.perf.bwd_comms,
+            ids_ms=0.0 if alone else shard.perf.input_dist_comms,
+        )
+        for shard in option.shards
+    ]
+    return Placed(
+        table=next(table for table in request.tables if table.name == table_name(option.name)),
+        sharding=_SHARDINGS[option.sharding_type],
+        kernel=Kernel(option.compute_kernel),
+        pieces=tuple(sorted(pieces, key=lambda piece: (piece.shard.rank, piece.shard.first_column))),
+    )
+
+
+def _topology(cluster: ClusterConfig) -> Topology:
+    on_cpu = cluster.device is Device.cpu
+    per_process = cluster.ddr_gb_per_second / cluster.local_size
+    return TopologyFactory.create_topology(
+        TrainerConfig(world_size=cluster.world_size, local_world_size=cluster.local_size),
+        HardwareConfig(
+            hbm_cap_bytes=None if on_cpu else cluster.device_bytes,
+            ddr_cap_bytes=cluster.device_bytes if on_cpu else cluster.overflow_bytes,
+            ssd_cap_bytes=0,
+            intra_host_bw=cluster.intra_host_gb_per_second * _BYTES_PER_MS,
+            inter_host_bw=cluster.inter_host_gb_per_second * _BYTES_PER_MS,
+            hbm_mem_bw=None if on_cpu else cluster.hbm_gb_per_second * _BYTES_PER_MS,
+            ddr_mem_bw=per_process * _BYTES_PER_MS,
+            hbm_to_ddr_mem_bw=min(cluster.host_link_gb_per_second, per_process) * _BYTES_PER_MS,
+        ),
+        KernelConfig(compute_device=cluster.device.value, use_hardware_based_bandwidth=True),
+    )
+
+
+def _constraints(request: Request, table: TableSpec) -> ParameterConstraints:
+    return ParameterConstraints(
+        sharding_types=[_NAMES[sharding] for sharding in request.shardings(table)],
+        compute_kernels=[kernel.value for kernel in request.kernels(table)],
+        min_partition=block_columns(table.dim),
+        pooling_factors=[1.0],
+        batch_sizes=[request.num_bags],
+        output_dtype=DataType.FP32,
+    )
+
+
+def _collection(tables: Sequence[TableSpec]) -> EmbeddingBagCollection:
+    return EmbeddingBagCollection(
+        device=torch.device("meta"),
+        tables=[
+            EmbeddingBagConfig(
+                name=module_name(table.name),
+                num_embeddings=table.num_rows,
+                embedding_dim=table.dim,
+                feature_names=[table.name],
+                pooling=PoolingType.SUM,
+                data_type=_DATA_TYPES[table.dtype],
+                init_fn=_nothing,
+            )
+            for table in tables
+        ],
+    )
+
+
+def _nothing(weight: Tensor) -> Tensor:
+    return weight
+
+
+class _Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # TorchRec has no types
+    """Offers every kind on every device; `Request` has refused what a device cannot do."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return list(_SHARDINGS)
+
+
+class _Storage(ShardEstimator):  # type: ignore[misc]  # TorchRec has no types
+    """TorchRec's estimate of weights, caches and buffers, with optimizer state and dense gradients as they will be.
+
+    The tables' weights carry no optimizer, so TorchRec adds none of its own.
+    """
+
+    def __init__(
+        self, topology: Topology, constraints: dict[str, ParameterConstraints], optimizer: TableOptimizer
+    ) -> None:
+        self._inner = EmbeddingStorageEstimator(topology=topology, constraints=constraints)
+        self._on_cpu = topology.compute_device == "cpu"
+        self._optimizer = optimizer
+
+    def estimate(self, sharding_options: list[ShardingOption], sharder_data_map: SharderDataMap) -> None:
+        self._inner.estimate(sharding_options, sharder_data_map)
+        for option in sharding_options:
+            kernel = Kernel(option.compute_kernel)
+            for shard in option.shards:
+                block = TableSpec(name=option.name, num_rows=shard.size[0], dim=shard.size[1])
+                more = block.state_bytes(self._optimizer)
+                if kernel is Kernel.dense:
+                    more += block.weight_bytes  # the gradient
+                in_host = self._on_cpu or kernel in _IN_HOST_MEMORY
+                shard.storage += Storage(hbm=0 if in_host else more, ddr=more if in_host else 0)

@@ -1,0 +1,141 @@
+"""`stack plan`: whether the tables fit a cluster, where each goes, what a step costs; and ways out where they do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from stack.base.files import write_bytes
+from stack.data.dataset import Dataset
+from stack.model import places_of
+from stack.tables.cluster import ClusterConfig
+from stack.tables.config import TablesConfig, TableSpec, table_specs
+from stack.tables.placement import Plan, TableOptimizer
+from stack.tables.plan import NoRoomError, plan_tables
+from stack.tables.plan_config import PlanConfig, Sweep
+from stack.tables.plan_file import differences, load_plan, save_plan
+from stack.tables.plan_report import PlanReport, Refusal, report_of
+from stack.tables.plan_request import Load, Request
+from stack.tables.plan_show import differences_table, plan_line, plan_tables_shown, ways_table
+from stack.tables.remedy import ways_out
+from stack.tables.sweep import sweep, sweep_table
+from stack.tasks import TasksConfig
+from stack.telemetry.console import say, show
+from stack.towers.config import ModelConfig
+from stack.train.build import training_days
+from stack.train.config import TrainConfig
+
+PLAN, REPORT, PICTURE = "plan.json", "report.json", "plan.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSetup:
+    """All groups of options that a plan depends on."""
+
+    dataset: Path
+    model: ModelConfig
+    tasks: TasksConfig
+    tables: TablesConfig
+    optimizer: TableOptimizer
+    train: TrainConfig
+    cluster: ClusterConfig
+    plan: PlanConfig
+
+
+def plan(setup: PlanSetup) -> None:
+    """Shows a plan, or the curve of a sweep, and writes it where `plan.out` says.
+
+    Raises:
+        NoRoomError: the tables do not fit; the ways out have been shown.
+    """
+    request = request_of(setup, specs_of(setup))
+    folder = None if setup.plan.out is None else Path(setup.plan.out)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    if setup.plan.sweep is not None:
+        _sweep(request, setup.plan.sweep, num_doublings=setup.plan.sweep_doublings, folder=folder)
+        return
+    before = None if setup.plan.compare is None else load_plan(Path(setup.plan.compare))
+    try:
+        report = report_of(plan_tables(request))
+    except NoRoomError as error:
+        _refuse(error, folder)
+        raise
+    for table in plan_tables_shown(report):
+        show(table)
+    say(plan_line(report))
+    if before is not None:
+        _show_differences(before, report.plan, name=str(setup.plan.compare))
+    if folder is not None:
+        _write(report, folder)
+
+
+def specs_of(setup: PlanSetup) -> list[TableSpec]:
+    """The tables of `plan.rows`, or those that the model reads of the prepared dataset."""
+    if setup.plan.rows:
+        return table_specs(setup.tables, names=setup.plan.rows, num_rows=setup.plan.rows)
+    dataset = Dataset(setup.dataset)
+    names = places_of(setup.model, setup.tasks, dataset.schema).tables()
+    last_day = training_days(dataset, setup.train)[-1]
+    return table_specs(setup.tables, names=names, num_rows=dataset.num_rows(last_day))
+
+
+def request_of(setup: PlanSetup, specs: list[TableSpec]) -> Request:
+    """What the planner is asked; tables that `tables.shardings` names are not its to choose."""
+    options = setup.plan
+    return Request(
+        tables=tuple(specs),
+        cluster=setup.cluster.resolved(),
+        optimizer=setup.optimizer,
+        free=frozenset(spec.name for spec in specs if options.choose and spec.name not in setup.tables.shardings),
+        load=Load(
+            num_timelines=options.timelines,
+            ids_per_timeline=options.ids_per_timeline,
+            ids=options.ids,
+            distinct_share=options.distinct_share,
+        ),
+        host_memory=options.host_memory,
+        data_parallel_mib=setup.tables.data_parallel_mib,
+    )
+
+
+def _sweep(request: Request, what: Sweep, *, num_doublings: int, folder: Path | None) -> None:
+    report = sweep(request, what, num_doublings=num_doublings)
+    show(sweep_table(report))
+    if folder is not None:
+        from stack.tables.plan_plots import draw_sweep
+
+        write_bytes(folder / "sweep.json", _json(report))
+        draw_sweep(report, folder / "sweep.png")
+        say(f"written: {folder}/sweep.json, sweep.png")
+
+
+def _refuse(error: NoRoomError, folder: Path | None) -> None:
+    """Shows the ways out, and writes them for machines."""
+    refusal = Refusal(summary=str(error), ways=tuple(ways_out(error)))
+    show(ways_table(refusal))
+    if folder is not None:
+        write_bytes(folder / REPORT, _json(refusal))
+
+
+def _show_differences(before: Plan, now: Plan, *, name: str) -> None:
+    found = differences(before, now)
+    if found:
+        show(differences_table(found, title=f"Differences from {name}"))
+    else:
+        say(f"no difference from {name}")
+
+
+def _write(report: PlanReport, folder: Path) -> None:
+    from stack.tables.plan_plots import draw_plan
+
+    save_plan(folder / PLAN, report.plan)
+    write_bytes(folder / REPORT, _json(report))
+    draw_plan(report, folder / PICTURE)
+    say(f"written: {folder}/{PLAN}, {REPORT}, {PICTURE}; to train by it: tables.plan={folder / PLAN}")
+
+
+def _json(value: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value)) + b"\n"
