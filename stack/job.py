@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast, get_origin, get_type_hints
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -96,6 +96,7 @@ class Composer(Generic[T]):
 
         Raises: `ConfigError` in one line for an unknown key or choice, a value of the wrong type or out of its limits.
         """
+        overrides = [_into_dictionary(one, self._root) for one in overrides]
         try:
             with hydra.initialize_config_dir(config_dir=str(self._folder), version_base="1.3"):
                 config = hydra.compose(config_name="config", overrides=list(overrides))
@@ -112,6 +113,7 @@ class Composer(Generic[T]):
 
     def launch(self, verb: str, arguments: Sequence[str], action: Callable[[T], None]) -> None:
         """Does what the arguments after a verb say: overrides, and Hydra's own flags."""
+        arguments = [_into_dictionary(one, self._root) for one in arguments]
         parser = get_args_parser()
         flags, unknown = parser.parse_known_args(list(arguments))
         if unknown:
@@ -177,6 +179,14 @@ def from_yaml(text: str) -> Job:
     return cast(Job, OmegaConf.to_object(merged))
 
 
+def _into_dictionary(word: str, kind: object) -> str:
+    """`tables.dims.item=32` as `++tables.dims.item=32`: a dictionary takes any key, and Hydra wants to be told."""
+    path, equals, _ = word.partition("=")
+    for name in path.split(".")[:-1]:
+        kind = get_type_hints(kind).get(name) if isinstance(kind, type) and is_dataclass(kind) else None
+    return f"++{word}" if equals and get_origin(kind) is dict else word
+
+
 def _sweep(overrides: Sequence[str]) -> Iterator[list[str]]:
     """The overrides of each job of a sweep (`a=1,2`), as Hydra's basic sweeper would split them."""
     try:
@@ -229,7 +239,8 @@ def _one_line(error: HydraException | OmegaConfBaseException, overrides: Sequenc
         lines = (line.strip() for line in str(error).splitlines())
         return f"{'; '.join(line for line in lines if line)} (options given: {' '.join(overrides) or 'none'})"
     parent = cause.parent_node
-    if isinstance(parent, DictConfig) and cause.key is not None and cause.key not in parent:
+    closed = isinstance(parent, DictConfig) and OmegaConf.get_type(parent) is not dict
+    if closed and cause.key is not None and cause.key not in parent:
         path = cause.full_key.removesuffix(str(cause.key))
         return _unknown_key(cause.full_key, path, [str(name) for name in parent if name != "hydra"])
     return f"{cause.full_key}: {str(cause).splitlines()[0]}"

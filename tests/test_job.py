@@ -209,3 +209,13 @@ def test_every_file_of_values_composes(file: Path) -> None:
 
 def _never(job: object) -> None:
     raise AssertionError("the verb must not run")
+
+
+def test_a_dictionary_takes_any_key_and_refuses_values_of_the_wrong_type() -> None:
+    composer = Composer(root=Job, choices=REAL_CHOICES, folder=configs_folder())
+    tables = composer.compose(["tables.dims.item=64", "tables.dims.colour=8", "+tables.dims.size=4"]).tables
+    assert (tables.dims["item"], tables.dims["colour"], tables.dims["size"]) == (64, 8, 4)
+    with pytest.raises(
+        ConfigError, match=r"tables.shardings.item: Invalid value 'diagonal', expected one of \[row_wise"
+    ):
+        composer.compose(["tables.shardings.item=diagonal"])

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from stack.base.errors import ConfigError
+from stack.job import CHOICES, Composer, Job
 from stack.tasks import TASKS, TasksConfig
 from stack.tasks.follow import FollowConfig
 from stack.towers.config import ModelConfig
@@ -26,8 +27,7 @@ def _load(group: str, name: str, schema: type) -> object:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml")))
 def test_model_choice_fits(name: str) -> None:
-    config = _load("model", name, ModelConfig)
-    assert isinstance(config, ModelConfig)
+    config = Composer(root=Job, choices=CHOICES, folder=CONFIGS).compose([f"model={name}"]).model
     if name == "dupn":
         assert config == ModelConfig()
 

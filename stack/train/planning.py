@@ -1,4 +1,4 @@
-"""`stack plan`: whether the tables fit a cluster, where each goes, what a step costs; and ways out where they do not."""
+"""`stack plan`: whether the tables fit a cluster, where each goes, what a step costs; ways out where they do not."""
 
 from __future__ import annotations
 
