@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from stack import __version__
 from stack.base.dist import completion_line, replace_completion_line, share_cores
-from stack.base.errors import UnknownNameError, UserError
+from stack.base.errors import ConfigError, UnknownNameError, UserError
 from stack.telemetry.console import say
 
 VERBS = {
@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(words)
     except UserError as error:
-        say(f"stack: {' '.join(str(error).split())}", file=sys.stderr)
+        alike = isinstance(error, ConfigError)  # on every rank
+        say(f"stack: {' '.join(str(error).split())}", file=sys.stderr, everywhere=not alike)
         return USER_ERROR_STATUS
     except KeyboardInterrupt:
         say("stack: interrupted", file=sys.stderr)

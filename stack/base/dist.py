@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from stack.base.errors import MachineError
+from stack.base.roll_call import failed_in_collective, missing_error, missing_ranks
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
     attempt: int = 0
     launched: bool = False
 
@@ -48,6 +50,7 @@ def world() -> World:
         rank=_number("RANK"),
         size=_number("WORLD_SIZE"),
         local_rank=_number("LOCAL_RANK", default="0"),
+        local_size=_number("LOCAL_WORLD_SIZE", default=os.environ.get("WORLD_SIZE")),
         attempt=_number("TORCHELASTIC_RESTART_COUNT", default="0"),
         launched=True,
     )
@@ -95,11 +98,17 @@ def own_device() -> torch.device:
 
 
 @contextmanager
-def process_group(*, device: torch.device, timeout_seconds: float = 1800.0) -> Iterator[World]:
+def process_group(
+    *, device: torch.device, timeout_seconds: float = 1800.0, collective_timeout_seconds: float | None = None
+) -> Iterator[World]:
     """Joins the job's process group (nccl and gloo on CUDA, gloo on CPU) and leaves it at the end of the block.
 
+    `timeout_seconds` is how long processes wait for each other to start, `collective_timeout_seconds` (None: as long)
+    how long for each other afterwards. Raises `MachineError` naming the missing ranks where a collective of gloo fails;
+    NCCL ends the process itself.
+
     Alone in its world, a process gets a group of one with a store of its own: no port, no network. Under a launcher
-    the store is prefixed by the number of the restart: the agent keeps one store over restarts, and without the prefix
+    that keeps one store over restarts, the store is prefixed by the number of the restart: without the prefix
     a restarted rank reads the address of a dead one ("connectFullMesh failed ... Connection refused").
 
     Gloo's threads end with the last reference to the group, and must end before Python does: one that lets go of a
@@ -113,24 +122,54 @@ def process_group(*, device: torch.device, timeout_seconds: float = 1800.0) -> I
     import torch.distributed.nn.functional
     import torch.distributed.optim.zero_redundancy_optimizer
     from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]  # not in the stubs' __all__
+    from torch.distributed.distributed_c10d import _set_pg_timeout
     from torch.distributed.rendezvous import rendezvous
 
     here = world()
+    os.environ.setdefault("LOCAL_WORLD_SIZE", str(here.local_size))  # torchrec would guess
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
     timeout = timedelta(seconds=timeout_seconds)
     if here.launched:
         store, _, _ = next(iter(rendezvous("env://", timeout=timeout)))
-        store = PrefixStore(f"attempt-{here.attempt}", store)
+        store = PrefixStore(_generation(here), store)
     else:
         store = HashStore()
     dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=timeout)
     atexit.register(gc.collect)
     try:
+        if collective_timeout_seconds is not None and here.size > 1:
+            dist.barrier()
+            _set_pg_timeout(timedelta(seconds=collective_timeout_seconds))
         yield here
+    except RuntimeError as error:
+        if here.size == 1 or not failed_in_collective(error):
+            raise
+        missing = missing_ranks(store, rank=here.rank, world_size=here.size)
+        if not missing:
+            raise
+        waited = timeout_seconds if collective_timeout_seconds is None else collective_timeout_seconds
+        raise missing_error(missing, world_size=here.size, timeout_seconds=waited) from error
     finally:
         dist.destroy_process_group()
+
+
+def _generation(here: World) -> str:
+    """A name that all processes of this start of the job have in common, and those of earlier starts have not.
+
+    torchrun's agents count restarts each for itself, and an agent that takes a lost one's place begins at 0. So on
+    several hosts each start must have a store of its own. (torch also leaves such an agent waiting for the address of
+    the shared store, which the others do not tell again.)
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return "start"
+    if _number("GROUP_WORLD_SIZE", default="1") > 1 and _number("TORCHELASTIC_MAX_RESTARTS", default="0"):
+        raise MachineError(
+            "torchrun on several hosts with restarts shares one store between starts, and a restart would hang: set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, or start with `stack launch`, which does"
+        )
+    return f"attempt-{here.attempt}"
 
 
 def _number(name: str, *, default: str | None = None) -> int:

@@ -1,6 +1,7 @@
 """Lines for the person at the terminal. The library has no `print`: what it says goes through here.
 
-Results and lines go to stdout, progress and errors to stderr. Of the processes of one job only rank 0 speaks.
+Results and lines go to stdout, progress and errors to stderr. Of the processes of one job only rank 0 speaks, but for
+errors that the others may not share.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def say(text: str, *, file: TextIO | None = None) -> None:
-    """Writes a line and flushes it, on rank 0."""
-    if world().first:
+def say(text: str, *, file: TextIO | None = None, everywhere: bool = False) -> None:
+    """Writes a line and flushes it, on rank 0, or on every rank where asked."""
+    if everywhere or world().first:
         stream = sys.stdout if file is None else file
         stream.write(f"{text}\n")
         stream.flush()

@@ -38,6 +38,8 @@ class TrainConfig:
     # go on from the run folder's last checkpoint; false refuses a folder that is not empty
     num_threads: int = 0
     # of torch in each process; 0 is the machine's cores over the number of processes
+    collective_timeout_seconds: float = 1800.0
+    # how long processes wait for each other within training before they name who is missing and end
 
     def __post_init__(self) -> None:
         least = {
@@ -47,6 +49,8 @@ class TrainConfig:
         for name, limit in least.items():
             if getattr(self, name) < limit:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be at least {limit}")
+        if not self.collective_timeout_seconds > 0:
+            raise ConfigError(f"train.collective_timeout_seconds={self.collective_timeout_seconds} must be above 0")
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"train.max_steps={self.max_steps} must be at least 1, or null")
         for name, day in (("train.from_day", self.from_day), ("train.to_day", self.to_day)):

@@ -8,6 +8,7 @@
       steps.jsonl       a line for every step
       tensorboard/      curves
       checkpoints/      one folder for each, named by its step
+      logs/             what each process wrote, where `stack launch` started them
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ VERSIONS = "versions.json"
 STEPS = "steps.jsonl"
 CURVES = "tensorboard"
 CHECKPOINTS = "checkpoints"
+LOGS = "logs"
 
 _GROUPS = ("data", "model", "tasks", "tables", "optim", "train", "run")
 _MAY_CHANGE = frozenset(
     {"run.dir", "run.name", "train.resume", "train.num_threads", "train.num_prefetch", "train.save_every_steps"}
-    | {"train.log_every_steps", "train.keep_last", "train.max_refused_batches"}
+    | {"train.log_every_steps", "train.keep_last", "train.max_refused_batches", "train.collective_timeout_seconds"}
 )
 _PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy", "pyarrow", "safetensors", "hydra-core")
 
@@ -50,8 +52,8 @@ def find_checkpoint(folder: Path, *, composed: str, resume: bool) -> Checkpoint 
         CheckpointError: the folder is not empty and not to be resumed, or is not a run's.
         ConfigError: an option that matters differs from the run's own.
     """
-    if not folder.exists() or not any(folder.iterdir()):
-        return None
+    if not folder.exists() or all(path.name == LOGS for path in folder.iterdir()):
+        return None  # the launcher makes the folder of logs before there is a run
     if not resume:
         raise CheckpointError(
             f"run folder {folder} is not empty: go on from it with train.resume=true, or choose another run.name"

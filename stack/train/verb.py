@@ -24,7 +24,8 @@ def train(setup: Setup) -> None:
     """
     keep_freed_memory()
     device = own_device()
-    with process_group(device=device) as world:
+    timeout = setup.train.collective_timeout_seconds
+    with process_group(device=device, collective_timeout_seconds=timeout) as world:
         torch.set_num_threads(setup.train.num_threads or max(1, (os.cpu_count() or 1) // world.size))
         seed_everything(setup.run.seed)
         folder = setup.run.folder

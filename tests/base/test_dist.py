@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed
 
-from stack.base.dist import World, own_device, process_group, world
+from stack.base.dist import World, _generation, own_device, process_group, world
 from stack.base.errors import MachineError
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
@@ -55,7 +55,7 @@ def test_a_process_started_by_hand_is_alone() -> None:
 def test_the_launchers_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in zip(LAUNCHED, ("3", "4", "1", "2"), strict=True):
         monkeypatch.setenv(name, value)
-    assert world() == World(rank=3, size=4, local_rank=1, attempt=2, launched=True)
+    assert world() == World(rank=3, size=4, local_rank=1, local_size=4, attempt=2, launched=True)
     assert not world().first
 
 
@@ -109,3 +109,13 @@ def test_two_processes_find_each_other_again_after_one_was_killed(tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == [f"rank {rank} of 2, attempt 1: 21.0" for rank in (0, 1)]
+
+
+def test_hosts_that_share_a_store_between_restarts_are_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = {"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    for name, value in shared.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MachineError, match="a restart would hang: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        _generation(World(rank=1, size=2, launched=True))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    assert _generation(World(rank=1, size=2, attempt=1, launched=True)) == "start"
