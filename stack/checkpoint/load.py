@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -23,10 +24,11 @@ from stack.checkpoint.manifest import (
     LoopState,
     Part,
     TableEntry,
+    TableShape,
     checkpoint_name,
     read_manifest,
 )
-from stack.tables.rows import TableShard
+from stack.tables.rows import TableShard, dtype_name
 
 _BLOCK_ROWS = 262_144
 
@@ -46,62 +48,82 @@ class Checkpoint:
     path: Path
     manifest: CheckpointManifest
 
-    def table_rows(self, name: str, first_row: int, num_rows: int, *, with_state: bool = True) -> TableShard:
-        """Rows `first_row ... first_row + num_rows - 1` of a table, whichever parts they lie in.
+    def table_rows(
+        self,
+        name: str,
+        first_row: int,
+        num_rows: int,
+        *,
+        first_column: int = 0,
+        num_columns: int | None = None,
+        with_state: bool = True,
+    ) -> TableShard:
+        """Rows `first_row ... first_row + num_rows - 1` of a table, whichever parts they lie in, or a block of columns
+        of them (None: to the last column).
 
-        Raises `CheckpointError` if the table or some of the rows do not exist.
+        State with one number for each row of a block is given for the columns asked for: see `merged_blocks`.
+        Raises `CheckpointError` if the table or some of the rows or columns do not exist.
         """
         table = self._table(name)
-        if first_row < 0 or num_rows < 0 or first_row + num_rows > table.num_rows:
-            raise CheckpointError(
-                f"{self.path} has rows 0 to {table.num_rows - 1} of table '{name}', "
-                f"asked for {first_row} to {first_row + num_rows - 1}"
-            )
-        states = table.state if with_state else ()
-        pieces = [
-            self._read_part(part, first_row, num_rows, states)
-            for part in table.parts
-            if part.first_row < first_row + num_rows and first_row < part.first_row + part.num_rows
-        ]
-        if not pieces:  # no rows asked for: shapes and types from the first part
-            pieces = [self._read_part(table.parts[0], 0, 0, states)]
-        joined = {key: torch.cat([piece[key] for piece in pieces]) for key in ("weight", *states)}
+        if num_columns is None:
+            num_columns = table.shape.dim - first_column
+        for what, first, count, size in (
+            ("rows", first_row, num_rows, table.num_rows),
+            ("columns", first_column, num_columns, table.shape.dim),
+        ):
+            if first < 0 or count < 0 or first + count > size:
+                raise CheckpointError(
+                    f"{self.path} has {what} 0 to {size - 1} of table '{name}', "
+                    f"asked for {first} to {first + count - 1}"
+                )
+        states = table.shape.state if with_state else ()
+        asked = (first_column, num_columns)
+        overlaps = [(block, common) for block in table.blocks if (common := _common(block, asked))[1]]
+        found = [self._read_block(table, block, first_row, num_rows, common, states) for block, common in overlaps]
+        joined = merged_blocks(found, [width for _, (_, width) in overlaps])
         return TableShard(
             name=name,
             num_rows=table.num_rows,
+            dim=table.shape.dim,
             first_row=first_row,
+            first_column=first_column,
             weight_ND=joined.pop("weight"),
             state=joined,
         )
 
     def table_parts(self, name: str, *, with_state: bool = True) -> Iterator[TableShard]:
-        """The whole table in order of rows, one part of the checkpoint at a time."""
-        for part in self._table(name).parts:
-            yield self.table_rows(name, part.first_row, part.num_rows, with_state=with_state)
+        """The whole table in order of rows, as many at a time as the parts of the checkpoint have."""
+        table = self._table(name)
+        cuts = sorted({0, table.num_rows, *(part.first_row for part in table.parts)})
+        for first, last in pairwise(cuts):
+            yield self.table_rows(name, first, last - first, with_state=with_state)
 
-    def restore(self, shards: Sequence[TableShard]) -> None:
-        """Copies rows and optimizer state into the tensors of `shards`.
+    def restore(self, shards: Sequence[TableShard]) -> list[str]:
+        """Copies rows and optimizer state into the tensors of `shards`. Returns the tables whose row-wise state was
+        kept for other blocks of columns than theirs, and was merged (`merged_blocks`): worth a line to the user.
 
-        Raises `CheckpointError` if a table is not as in the checkpoint: its rows, width or optimizer state differ.
+        Raises `CheckpointError` if a table is not as in the checkpoint: its rows, width, type or optimizer state
+        differ.
         """
+        merged: list[str] = []
         for shard in shards:
             table = self._table(shard.name)
-            found = (table.num_rows, table.dim, table.state)
-            wanted = (shard.num_rows, shard.dim, tuple(sorted(shard.state)))
-            if found != wanted:
-                raise CheckpointError(
-                    f"table '{shard.name}' of {self.path} has {found[0]} rows of {found[1]}, state {list(found[2])}; "
-                    f"the model's has {wanted[0]} rows of {wanted[1]}, state {list(wanted[2])}: "
-                    "resume with the configuration and data it was saved with"
-                )
+            _check_same(self.path, shard, table.shape)
             held = int(shard.weight_ND.shape[0])
             for start in range(0, held, _BLOCK_ROWS):  # a bounded copy, whatever the size of the table
                 block = slice(start, min(start + _BLOCK_ROWS, held))
-                saved = self.table_rows(shard.name, shard.first_row + start, block.stop - start)
+                saved = self.table_rows(
+                    shard.name, shard.first_row + start, block.stop - start, first_column=shard.first_column,
+                    num_columns=shard.num_columns,
+                )  # fmt: skip
                 with torch.no_grad():
                     shard.weight_ND[block].copy_(saved.weight_ND)
                     for key, value in shard.state.items():
                         value[block].copy_(saved.state[key].view(value[block].shape))
+            rowwise = any(value.dim() == 1 for value in shard.state.values())
+            if rowwise and (shard.first_column, shard.num_columns) not in table.blocks and shard.name not in merged:
+                merged.append(shard.name)
+        return merged
 
     def dense(self) -> dict[str, Tensor]:
         """Parameters and buffers by name."""
@@ -131,14 +153,41 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} has no table '{name}'; it has: {known}")
         return self.manifest.tables[name]
 
-    def _read_part(self, part: Part, first_row: int, num_rows: int, states: Sequence[str]) -> dict[str, Tensor]:
-        """The rows of a part that are asked for."""
+    def _read_block(
+        self,
+        table: TableEntry,
+        block: tuple[int, int],
+        first_row: int,
+        num_rows: int,
+        columns: tuple[int, int],
+        states: Sequence[str],
+    ) -> dict[str, Tensor]:
+        """Rows of the saved block of columns `block`, of which the columns `columns` are wanted."""
+        parts = [part for part in table.parts if (part.first_column, part.num_columns) == block]
+        wanted = slice(columns[0] - block[0], columns[0] - block[0] + columns[1])
+        pieces = [
+            self._read_part(part, first_row, num_rows, wanted, states)
+            for part in parts
+            if part.first_row < first_row + num_rows and first_row < part.first_row + part.num_rows
+        ]
+        if not pieces:  # no rows asked for: shapes and types from the first part
+            pieces = [self._read_part(parts[0], 0, 0, wanted, states)]
+        return {key: torch.cat([piece[key] for piece in pieces]) for key in ("weight", *states)}
+
+    def _read_part(
+        self, part: Part, first_row: int, num_rows: int, columns: slice, states: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """The rows and columns of a part that are asked for."""
         start = max(first_row - part.first_row, 0)
         end = max(min(first_row + num_rows - part.first_row, part.num_rows), start)
         file = safe_join(self.path, part.file)
         try:
             with safe_open(file, framework="pt") as opened:
-                piece = {key: opened.get_slice(key)[start:end] for key in ("rows", "weight", *states)}
+                slices = {key: opened.get_slice(key) for key in ("rows", "weight", *states)}
+                piece = {
+                    key: value[start:end, columns] if len(value.get_shape()) == 2 else value[start:end]
+                    for key, value in slices.items()
+                }
         except (SafetensorError, OSError) as error:
             raise _damaged(file, str(error)) from error
         first = part.first_row
@@ -151,6 +200,49 @@ class Checkpoint:
             return load_file(self.path / name)
         except (SafetensorError, OSError) as error:
             raise _damaged(self.path / name, str(error)) from error
+
+
+def merged_blocks(blocks: Sequence[dict[str, Tensor]], widths: Sequence[int]) -> dict[str, Tensor]:
+    """Adjacent blocks of columns as one: weights and state of each weight side by side, and the mean of row-wise state,
+    each block counting by its width.
+
+    Row-wise state is a mean of squared gradients over the columns of its block (row-wise Adagrad, partial row-wise
+    Adam), so this mean is what whole rows would have had for the same gradients. The other way round a narrower block
+    begins with the state of the wider one it was cut from: the row's learning rate goes on as it was.
+    """
+    if len(blocks) == 1:
+        return dict(blocks[0])
+    share = [width / sum(widths) for width in widths]
+    return {
+        key: torch.cat([block[key] for block in blocks], dim=1)
+        if blocks[0][key].dim() == 2
+        else torch.stack([block[key] * part for block, part in zip(blocks, share, strict=True)]).sum(0)
+        for key in blocks[0]
+    }
+
+
+def _common(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    """What two blocks, each (first column, columns), have in common."""
+    first = max(one[0], other[0])
+    return first, max(min(sum(one), sum(other)) - first, 0)
+
+
+def _check_same(path: Path, shard: TableShard, saved: TableShape) -> None:
+    wanted = TableShape(
+        num_rows=shard.num_rows,
+        dim=shard.dim,
+        dtype=dtype_name(shard.weight_ND.dtype),
+        state=tuple(sorted(shard.state)),
+    )
+    if saved != wanted:
+        raise CheckpointError(
+            f"table '{shard.name}' of {path} has {_told(saved)}; the model's has {_told(wanted)}: "
+            "resume with the configuration and data it was saved with"
+        )
+
+
+def _told(shape: TableShape) -> str:
+    return f"{shape.num_rows} rows of {shape.dim} in {shape.dtype}, state {list(shape.state)}"
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -4,19 +4,21 @@
 
     <run>/checkpoints/00000123/
       manifest.json                       written last; sizes and sha256 of every other file, and its own digest
-      tables/<table>/part-00000.safetensors   what rank 0 held: rows (int64, ascending), weight, <optimizer state> ...
+      tables/<table>/part-00000-0.safetensors  what rank 0 held: rows (int64, ascending), weight, <optimizer state> ...
       dense.safetensors                   parameters and buffers that every rank holds whole, by name
       optimizer.safetensors               the dense optimizer's state
       loop.json                           where training stands: LoopState
 
 A table is rows, not shards: which rank wrote a part, and how many ranks there were, means nothing to a reader, so any
-number of ranks loads it. Nothing is pickled.
+number of ranks loads it. Parts may be blocks of columns (column-wise, grid); then row-wise optimizer state, one number
+for each row of a block, is kept for each block. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 
 import msgspec
@@ -25,7 +27,7 @@ from stack.base.errors import CheckpointError
 from stack.data.loader import Cursor
 from stack.data.schema import Schema
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 DENSE = "dense.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -62,20 +64,43 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One file of a table: rows `first_row ... first_row + num_rows - 1`."""
+    """One file of a table: rows `first_row ... first_row + num_rows - 1`, and columns likewise."""
 
     file: str
     first_row: int
     num_rows: int
+    first_column: int
+    num_columns: int
 
 
-class TableEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One table; its parts in order of rows cover every row once. `state` names the optimizer's tensors."""
+class TableShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all parts of a table have in common. `state` names the optimizer's tensors; `dtype` is the weights',
+    as `tables.row_type` says it."""
 
     num_rows: int
     dim: int
+    dtype: str
     state: tuple[str, ...]
+
+
+class TableEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One table; its parts, in order of columns and then of rows, cover every number once."""
+
+    shape: TableShape
     parts: tuple[Part, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return self.shape.num_rows
+
+    @property
+    def dim(self) -> int:
+        return self.shape.dim
+
+    @property
+    def blocks(self) -> tuple[tuple[int, int], ...]:
+        """(first column, columns) of the blocks of columns it is saved in."""
+        return tuple(sorted({(part.first_column, part.num_columns) for part in self.parts}))
 
 
 class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,8 +123,9 @@ def checkpoint_name(step: int) -> str:
     return f"{step:08d}"
 
 
-def part_name(table: str, rank: int) -> str:
-    return f"tables/{table}/part-{rank:05d}.safetensors"
+def part_name(table: str, rank: int, number: int = 0) -> str:
+    """The `number`-th part of a table that a rank wrote."""
+    return f"tables/{table}/part-{rank:05d}-{number}.safetensors"
 
 
 def encode_manifest(manifest: CheckpointManifest) -> bytes:
@@ -129,23 +155,41 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     return manifest
 
 
-def table_entry(table: str, shapes: Mapping[str, tuple[int, int, tuple[str, ...]]], parts: list[Part]) -> TableEntry:
-    """The entry of a table from what each part's writer said of it: `shapes` by file is (num_rows, dim, state names).
+def table_entry(table: str, shapes: Mapping[str, TableShape], parts: list[Part]) -> TableEntry:
+    """The entry of a table from what each part's writer said of it, by file.
 
-    Raises `CheckpointError` if the writers disagree, or if the parts do not cover the table's rows once each.
+    Raises `CheckpointError` if the writers disagree, or if the parts do not cover the table once.
     """
     if len(set(shapes.values())) != 1:
-        raise CheckpointError(f"table '{table}': ranks disagree on rows, width or optimizer state: {dict(shapes)}")
-    num_rows, dim, state = next(iter(shapes.values()))
-    ordered = sorted((part for part in parts if part.num_rows), key=lambda part: part.first_row)
+        raise CheckpointError(
+            f"table '{table}': ranks disagree on rows, width, type or optimizer state: {dict(shapes)}"
+        )
+    shape = next(iter(shapes.values()))
+    ordered = sorted((part for part in parts if part.num_rows), key=lambda part: (part.first_column, part.first_row))
+    next_column = 0
+    for (first_column, num_columns), grouped in groupby(
+        ordered, key=lambda part: (part.first_column, part.num_columns)
+    ):
+        block = list(grouped)
+        if first_column != next_column:
+            raise CheckpointError(
+                f"table '{table}': {block[0].file} begins at column {first_column}, not {next_column}"
+            )
+        _check_rows(table, block, shape.num_rows)
+        next_column += num_columns
+    if next_column != shape.dim:
+        raise CheckpointError(f"table '{table}': its parts end at column {next_column}, but it has {shape.dim} columns")
+    return TableEntry(shape=shape, parts=tuple(ordered))
+
+
+def _check_rows(table: str, parts: list[Part], num_rows: int) -> None:
     next_row = 0
-    for part in ordered:
+    for part in parts:
         if part.first_row != next_row:
             raise CheckpointError(f"table '{table}': {part.file} begins at row {part.first_row}, not at {next_row}")
         next_row += part.num_rows
     if next_row != num_rows:
         raise CheckpointError(f"table '{table}': its parts end at row {next_row}, but it has {num_rows} rows")
-    return TableEntry(num_rows=num_rows, dim=dim, state=state, parts=tuple(ordered))
 
 
 class _Version(msgspec.Struct):

@@ -39,19 +39,21 @@ from stack.checkpoint.manifest import (
     FileEntry,
     LoopState,
     Part,
+    TableEntry,
+    TableShape,
     checkpoint_name,
     encode_manifest,
     part_name,
     table_entry,
 )
-from stack.tables.rows import TableShard
+from stack.tables.rows import TableShard, dtype_name
 
 
 class _Said(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rank wrote: its parts by table with (num_rows, dim, state names) of the table, and all its files."""
+    """What a rank wrote: its parts of each table, the table's shape by part's file, and all its files."""
 
-    parts: dict[str, Part]
-    shapes: dict[str, tuple[int, int, tuple[str, ...]]]
+    parts: dict[str, list[Part]]
+    shapes: dict[str, TableShape]
     files: dict[str, FileEntry]
 
 
@@ -83,9 +85,10 @@ def save_checkpoint(
 ) -> Path:
     """Writes `folder/<step>`, to be called by every rank with its own `shards`; returns the complete folder.
 
-    `shards` has each table at most once and together over ranks every row once. `dense`, `optimizer` (by names the
-    caller chooses), `loop` and `context` are taken from rank 0. `barrier` waits for all ranks. `folder` is the same
-    place for all of them. A damaged checkpoint of the same step is renamed to `<step>.damaged-1`, not deleted.
+    `shards` together, over ranks, have every row and column of each table once (those not `written` apart). `dense`,
+    `optimizer` (by names the caller chooses), `loop` and `context` are taken from rank 0. `barrier` waits for all
+    ranks. `folder` is the same place for all of them. A damaged checkpoint of the same step is renamed to
+    `<step>.damaged-1`, not deleted.
 
     Raises:
         CheckpointError: a whole checkpoint has this step, a rank could not write, or rows are missing or held twice.
@@ -141,14 +144,19 @@ def _write_own(
     """Writes and flushes this rank's files, then says so."""
     if not save.aside.is_dir():
         raise CheckpointError("rank 0 did not make its folder")
-    parts: dict[str, Part] = {}
-    shapes: dict[str, tuple[int, int, tuple[str, ...]]] = {}
+    parts: dict[str, list[Part]] = {}
+    shapes: dict[str, TableShape] = {}
     files: dict[str, FileEntry] = {}
-    for shard in shards:
-        assert shard.name not in parts, f"two shards of table {shard.name!r} on rank {save.rank}"
-        file, num_rows = part_name(shard.name, save.rank), int(shard.weight_ND.shape[0])
-        shapes[shard.name] = (shard.num_rows, shard.dim, tuple(sorted(shard.state)))
-        parts[shard.name] = Part(file=file, first_row=shard.first_row, num_rows=num_rows)
+    for shard in (shard for shard in shards if shard.written):
+        held = parts.setdefault(shard.name, [])
+        file, num_rows = part_name(shard.name, save.rank, len(held)), int(shard.weight_ND.shape[0])
+        shapes[file] = _shape(shard)
+        held.append(
+            Part(
+                file=file, first_row=shard.first_row, num_rows=num_rows, first_column=shard.first_column,
+                num_columns=shard.num_columns,
+            )
+        )  # fmt: skip
         if num_rows:
             rows_N = torch.arange(shard.first_row, shard.first_row + num_rows)
             files[file] = _write_tensors(save.aside / file, {"rows": rows_N, "weight": shard.weight_ND, **shard.state})
@@ -171,14 +179,7 @@ def _publish(save: _Save, *, step: int, context: Context) -> None:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         world_size=save.world_size,
         context=context,
-        tables={
-            table: table_entry(
-                table,
-                {one.parts[table].file: one.shapes[table] for one in said if table in one.parts},
-                [one.parts[table] for one in said if table in one.parts],
-            )
-            for table in tables
-        },
+        tables={table: _entry(table, said) for table in tables},
         files=dict(sorted((name, entry) for one in said for name, entry in one.files.items())),
     )
     for rank in range(save.world_size):
@@ -190,6 +191,21 @@ def _publish(save: _Save, *, step: int, context: Context) -> None:
     save.aside.rename(save.final)
     sync(save.final.parent)
     sync(save.final.parent.parent)
+
+
+def _entry(table: str, said: Sequence[_Said]) -> TableEntry:
+    parts = [part for one in said for part in one.parts.get(table, ())]
+    shapes = {file: shape for one in said for file, shape in one.shapes.items()}
+    return table_entry(table, {part.file: shapes[part.file] for part in parts}, parts)
+
+
+def _shape(shard: TableShard) -> TableShape:
+    return TableShape(
+        num_rows=shard.num_rows,
+        dim=shard.dim,
+        dtype=dtype_name(shard.weight_ND.dtype),
+        state=tuple(sorted(shard.state)),
+    )
 
 
 def _read_said(save: _Save, rank: int) -> _Said:

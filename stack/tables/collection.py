@@ -23,13 +23,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stack.data.batch import Ids, Jagged
 from stack.data.schema import PADDING_ROW
 from stack.tables.config import TableSpec
+from stack.tables.first_values import FirstValues
+from stack.tables.fused import FusedOptimizer
+from stack.tables.replicated import Replicated
 
 _PREFIX = "t_"  # a table named "type" would hide an attribute of the module that holds it
 
@@ -46,20 +49,15 @@ class Tables(nn.Module):
     def __init__(self, specs: Sequence[TableSpec]) -> None:
         super().__init__()
         self.specs = {spec.name: spec for spec in specs}
-        self.collection = EmbeddingBagCollection(
-            device=torch.device("meta"),
-            tables=[
-                EmbeddingBagConfig(
-                    name=module_name(spec.name),
-                    num_embeddings=spec.num_rows,
-                    embedding_dim=spec.dim,
-                    feature_names=[spec.name],
-                    pooling=PoolingType.SUM,
-                    init_fn=_leave_to_sharding,
-                )
-                for spec in specs
-            ],
-        )
+        self.collection: nn.Module = _collection(specs)
+        self.replicated: Replicated | None = None
+        self.fused: FusedOptimizer | None = None
+        self.first_values: FirstValues | None = None
+
+    def replicate(self, replicated: Replicated) -> None:
+        """Hands tables to `replicated`, which holds them whole; the others stay for TorchRec to shard."""
+        self.replicated = replicated
+        self.collection = _collection([spec for name, spec in self.specs.items() if name not in replicated.tables])
 
     @property
     def dims(self) -> dict[str, int]:
@@ -77,8 +75,17 @@ class Tables(nn.Module):
         for name, spec in self.specs.items():
             ids = _flat_ids(requests.get(name, ()), spec.num_rows)
             distinct[name], positions[name] = _distinct(ids, spec.num_rows)
-        looked_up = self._look_up(distinct)
+        looked_up = self._look_up_all(distinct)
         return {name: _spread(looked_up[name], positions[name], asked) for name, asked in requests.items()}
+
+    def _look_up_all(self, distinct: dict[str, Tensor]) -> dict[str, Tensor]:
+        """(U, D) for the distinct ids of each table, wherever it is."""
+        if self.replicated is None:
+            return self._look_up(distinct)
+        here = self.replicated.tables
+        sharded = {name: ids for name, ids in distinct.items() if name not in here}
+        found = self.replicated.look_up({name: distinct[name] for name in here})
+        return found | self._look_up(sharded) if sharded else found
 
     def _look_up(self, distinct: dict[str, Tensor]) -> dict[str, Tensor]:
         """(U, D) for the distinct ids of each table, through one call of the collection."""
@@ -96,6 +103,28 @@ class Tables(nn.Module):
         )
         vectors = self.collection(asked).to_dict()
         return {name: vectors[name][:count] for name, count in zip(names, counts, strict=True)}
+
+
+def _collection(specs: Sequence[TableSpec]) -> nn.Module:
+    """Not allocated yet; without tables, an empty module."""
+    if not specs:
+        return nn.Module()
+    collection: nn.Module = EmbeddingBagCollection(
+        device=torch.device("meta"),
+        tables=[
+            EmbeddingBagConfig(
+                name=module_name(spec.name),
+                num_embeddings=spec.num_rows,
+                embedding_dim=spec.dim,
+                data_type=DataType[spec.dtype.name.upper()],
+                feature_names=[spec.name],
+                pooling=PoolingType.SUM,
+                init_fn=_leave_to_sharding,
+            )
+            for spec in specs
+        ],
+    )
+    return collection
 
 
 def module_name(table: str) -> str:

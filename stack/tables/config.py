@@ -1,4 +1,4 @@
-"""What tables there are: their rows, widths, placement over processes, and bytes."""
+"""What tables there are: their rows, widths, types, spread over processes, and bytes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from stack.base.errors import ConfigError, DataError
+from stack.tables.placement import RowType as RowType
+from stack.tables.placement import Sharding as Sharding
 from stack.tables.placement import TableOptimizer as TableOptimizer
 
-BYTES_PER_WEIGHT = 4
+_STATE_BYTES = 4
 
 
-class Placement(Enum):
-    """How the rows of a table are spread over processes."""
+class Communication(Enum):
+    """Type of vectors and gradients on their way between processes."""
 
-    row_wise = "row_wise"
-    table_wise = "table_wise"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
 
 
 @dataclass(kw_only=True)
@@ -28,10 +32,20 @@ class TablesConfig:
     # embedding width by table name; DUPN section 4.1 for item, shop, brand, category, tags
     default_dim: int = 16
     # width of every table that `dims` does not name
-    placement: Placement = Placement.row_wise
-    # over processes: blocks of rows on each, or whole tables on one
-    placements: dict[str, Placement] = field(default_factory=dict)
-    # exceptions from `placement`, by table name
+    sharding: Sharding = Sharding.row_wise
+    # how tables are spread over processes
+    shardings: dict[str, Sharding] = field(default_factory=dict)
+    # exceptions from `sharding`, by table name
+    row_type: RowType = RowType.fp32
+    # type of the weights; the optimizer's state is always fp32
+    row_types: dict[str, RowType] = field(default_factory=dict)
+    # exceptions from `row_type`, by table name
+    stochastic_rounding: bool = False
+    # weights below fp32 are rounded up or down at random in the update, so that small steps count (CUDA)
+    data_parallel_mib: float = 1.0
+    # largest table, in MiB of weights, that may be data_parallel: its whole gradient is summed in every step
+    communication: Communication = Communication.fp32
+    # type of vectors and of their gradients on their way between processes
     headroom: float = 0.0
     # share of additional rows for ids that later days bring
     init_range: float = 0.05
@@ -47,6 +61,8 @@ class TablesConfig:
             raise ConfigError(
                 f"tables.init_range={self.init_range} must be above 0: rows that are all zero never learn"
             )
+        if not self.data_parallel_mib >= 0.0:
+            raise ConfigError(f"tables.data_parallel_mib={self.data_parallel_mib} must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,35 +72,61 @@ class TableSpec:
     name: str
     num_rows: int
     dim: int
-    placement: Placement = Placement.row_wise
+    sharding: Sharding = Sharding.row_wise
+    dtype: RowType = RowType.fp32
 
     @property
-    def num_bytes(self) -> int:
-        """Memory of the weights and of row-wise Adagrad's one number per row, over all processes."""
-        return self.num_rows * (self.dim + 1) * BYTES_PER_WEIGHT
+    def weight_bytes(self) -> int:
+        """Memory of the weights, over all processes (of one copy, where every process has one)."""
+        return self.num_rows * self.dim * self.dtype.num_bytes
+
+    def state_bytes(self, optimizer: TableOptimizer, *, num_blocks: int = 1) -> int:
+        """Memory of the optimizer's state; `num_blocks`: blocks of columns, each with row-wise state of its own."""
+        return self.num_rows * state_numbers_per_row(optimizer, dim=self.dim, num_blocks=num_blocks) * _STATE_BYTES
+
+    def num_bytes(self, optimizer: TableOptimizer, *, num_blocks: int = 1) -> int:
+        """Memory of weights and optimizer state."""
+        return self.weight_bytes + self.state_bytes(optimizer, num_blocks=num_blocks)
+
+
+def state_numbers_per_row(optimizer: TableOptimizer, *, dim: int, num_blocks: int = 1) -> int:
+    """How many fp32 numbers an optimizer keeps for a row of width `dim` that is held in `num_blocks` column blocks."""
+    return {
+        TableOptimizer.sgd: 0,
+        TableOptimizer.rowwise_adagrad: num_blocks,
+        TableOptimizer.adagrad: dim,
+        TableOptimizer.partial_rowwise_adam: dim + num_blocks,
+        TableOptimizer.adam: 2 * dim,
+        TableOptimizer.lamb: 2 * dim,
+    }[optimizer]
 
 
 def table_specs(config: TablesConfig, *, names: Iterable[str], num_rows: Mapping[str, int]) -> list[TableSpec]:
     """The tables `names` (as a schema lists them), sized by the vocabularies `num_rows` and the headroom.
 
     Raises:
-        ConfigError: `placements` names no table of the dataset.
-        DataError: a table has no vocabulary.
+        ConfigError: `shardings` or `row_types` names no table of the dataset.
+        DataError: a table has no vocabulary, or one without rows.
     """
     names = list(names)
-    for name in config.placements:
-        if name not in names:
-            raise ConfigError(f"tables.placements names {name!r}; the dataset has the tables: {', '.join(names)}")
+    for option, given in (("shardings", config.shardings), ("row_types", config.row_types)):
+        for name in given:
+            if name not in names:
+                raise ConfigError(f"tables.{option} names {name!r}; the dataset has the tables: {', '.join(names)}")
     missing = [name for name in names if name not in num_rows]
     if missing:
         known = ", ".join(sorted(num_rows))
         raise DataError(f"the dataset has no vocabulary for {', '.join(missing)}; it has: {known}")
+    for name in names:
+        if num_rows[name] < 1:
+            raise DataError(f"table {name!r} would have {num_rows[name]} rows: a table needs at least row 0 (unknown)")
     return [
         TableSpec(
             name=name,
             num_rows=math.ceil(num_rows[name] * (1.0 + config.headroom)),
             dim=config.dims.get(name, config.default_dim),
-            placement=config.placements.get(name, config.placement),
+            sharding=config.shardings.get(name, config.sharding),
+            dtype=config.row_types.get(name, config.row_type),
         )
         for name in names
     ]

@@ -1,6 +1,6 @@
 """The one place that meets DistributedModelParallel: shards a model's tables and shows the rows held here.
 
-Shape legend: N rows held here, D embedding width.
+Shape legend: N rows held here, D columns held here.
 """
 
 from __future__ import annotations
@@ -13,90 +13,98 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed import comm
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
-from torchrec.distributed.sharding_plan import (
-    ParameterShardingGenerator,
-    construct_module_sharding_plan,
-    row_wise,
-    table_wise,
-)
-from torchrec.distributed.types import ShardedTensor, ShardingEnv, ShardingPlan
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
-from stack.base.seed import derive
-from stack.tables.collection import Tables, module_name, table_name
-from stack.tables.config import Placement, TableSpec
+from stack.base.dist import world
+from stack.base.errors import ConfigError
+from stack.tables.collection import Tables, table_name
+from stack.tables.communication import codecs
+from stack.tables.config import Communication
+from stack.tables.first_values import FirstValues
+from stack.tables.layout import check_plan
+from stack.tables.layout import fixed_plan as fixed_plan
+from stack.tables.placement import Plan, Sharding
+from stack.tables.replicated import Replicated
 from stack.tables.rows import TableShard
+from stack.tables.torchrec_plan import torchrec_plan
 
-_INIT_BLOCK_ROWS = 65_536
 
-
-def shard(model: nn.Module, *, device: torch.device, seed: int, init_range: float) -> DistributedModelParallel:
-    """`model` with its tables spread over all processes and its dense part replicated by DDP.
+def shard(
+    model: nn.Module,
+    *,
+    plan: Plan,
+    device: torch.device,
+    seed: int,
+    init_range: float,
+    communication: Communication = Communication.fp32,
+    stochastic_rounding: bool = False,
+) -> DistributedModelParallel:
+    """`model` with its tables spread over all processes exactly as `plan` says, and its dense part replicated by DDP.
 
     The optimizer must have been fused already (`fuse_optimizer`). Rows start uniform in [-init_range, init_range], by
     `seed`, table and row alone, so any number of processes starts from the same model. Needs a process group, also for
-    one process.
+    one process. What the device can do at all is checked by `stack.tables.capabilities.check_capable`.
+
+    Raises:
+        ConfigError: the plan is for other tables, optimizer or processes, or cannot be followed exactly.
     """
     _mute_notes_to_torchrec()
-    plan: dict[str, object] = {}
-    sharder = EmbeddingBagCollectionSharder()
-    for path, tables in _tables_in(model):
-        plan[f"{path}.collection" if path else "collection"] = construct_module_sharding_plan(
-            tables.collection,
-            per_param_sharding=_placements(list(tables.specs.values())),
-            sharder=sharder,
-            local_size=dist.get_world_size(),
-            world_size=dist.get_world_size(),
-            device_type=device.type,
-        )
-    sharded = DistributedModelParallel(
-        model, device=device, plan=ShardingPlan(plan), sharders=[sharder], data_parallel_wrapper=_Replicate()
+    found = list(_tables_in(model))
+    for _, tables in found:
+        _follow(plan, tables, device)
+        tables.first_values = FirstValues(seed=seed, init_range=init_range)
+    modules = {
+        f"{path}.collection" if path else "collection": torchrec_plan(plan)
+        for path, tables in found
+        if any(True for _ in tables.collection.parameters())
+    }
+    sharder = EmbeddingBagCollectionSharder(
+        fused_params={"stochastic_rounding": stochastic_rounding}, qcomm_codecs_registry=codecs(communication, device)
     )
+    sharded = DistributedModelParallel(
+        model, device=device, plan=ShardingPlan(modules), sharders=[sharder], data_parallel_wrapper=_Replicate()
+    )
+    # TorchRec keeps the groups of a host for ever; gloo's threads must end before Python does.
+    comm._INTRA_PG = comm._CROSS_PG = None
     for rows in table_shards(sharded):
-        initialise_rows(rows.weight_ND, table=rows.name, first_row=rows.first_row, seed=seed, init_range=init_range)
+        FirstValues(seed=seed, init_range=init_range).fill(
+            rows.weight_ND, table=rows.name, dim=rows.dim, first_row=rows.first_row, first_column=rows.first_column
+        )
     return sharded
 
 
 def table_shards(model: DistributedModelParallel) -> list[TableShard]:
-    """The rows that this process holds, table by table; tensors are views of live memory."""
-    state_by_weight = model.fused_optimizer.state_dict()["state"]
-    shards: list[TableShard] = []
-    for key, weight in model.state_dict().items():
-        if not isinstance(weight, ShardedTensor):
-            continue
-        module = key.split(".")[-2]
-        states: dict[str, ShardedTensor] = state_by_weight.get(key, {})
-        for index, local in enumerate(weight.local_shards()):
-            shards.append(
-                TableShard(
-                    name=table_name(module),
-                    num_rows=int(weight.metadata().size[0]),
-                    first_row=int(local.metadata.shard_offsets[0]),
-                    weight_ND=local.tensor.detach(),
-                    state={
-                        name.removeprefix(f"{module}."): state.local_shards()[index].tensor.detach()
-                        for name, state in states.items()
-                    },
-                )
-            )
-    return sorted(shards, key=lambda rows: rows.name)
+    """What this process holds, table by table; tensors are views of live memory. Data-parallel tables are held by
+    every process and written by the first."""
+    shards = [
+        shard for _, tables in _tables_in(model) for shard in (*_sharded(tables.collection), *_replicated(tables))
+    ]
+    return sorted(shards, key=lambda shard: (shard.name, shard.first_column))
 
 
-def initialise_rows(weight_ND: Tensor, *, table: str, first_row: int, seed: int, init_range: float) -> None:
-    """Fills rows `first_row ...` of a table with their first values, whoever holds them.
+def reset_rows(model: DistributedModelParallel, table: str, rows_N: Tensor) -> None:
+    """Gives rows of a table to other ids: new first values, optimizer state zero. Rows held elsewhere are passed over,
+    so every process may be told of all rows, or of its own.
 
-    Values are drawn in fixed blocks of rows, each from its own generator, so a holder draws only what it needs.
+    The values come from seed, table and row (`FirstValues.again`), whoever holds the row.
     """
-    last_row = first_row + int(weight_ND.shape[0])
-    for block in range(first_row // _INIT_BLOCK_ROWS, -(-last_row // _INIT_BLOCK_ROWS)):
-        generator = torch.Generator().manual_seed(derive(seed, "table", table, block))
-        block_start = block * _INIT_BLOCK_ROWS
-        num_rows = min(last_row - block_start, _INIT_BLOCK_ROWS)
-        values = torch.rand(num_rows, weight_ND.shape[1], generator=generator).mul_(2.0).sub_(1.0).mul_(init_range)
-        skipped = max(first_row - block_start, 0)
-        target = block_start + skipped - first_row
-        weight_ND[target : target + num_rows - skipped].copy_(values[skipped:])
+    for _, tables in _tables_in(model):
+        if table not in tables.specs:
+            continue
+        assert tables.first_values is not None, "reset_rows comes after shard"
+        for shard in (one for one in table_shards(model) if one.name == table):
+            own = (rows_N >= shard.first_row) & (rows_N < shard.first_row + shard.weight_ND.shape[0])
+            own_N = rows_N[own].to(shard.weight_ND.device)
+            values_ND = tables.first_values.again(
+                own_N, table=table, first_column=shard.first_column, num_columns=shard.num_columns
+            )
+            with torch.no_grad():
+                shard.weight_ND.index_copy_(0, own_N - shard.first_row, values_ND.to(shard.weight_ND.dtype))
+                for state in shard.state.values():
+                    state.index_fill_(0, own_N - shard.first_row, 0.0)
 
 
 def dense_module(model: DistributedModelParallel) -> nn.Module:
@@ -119,23 +127,66 @@ def dense_tensors(model: DistributedModelParallel) -> dict[str, Tensor]:
     return {name: value for name, value in module.state_dict().items() if not name.startswith(inside)}
 
 
-def _placements(specs: list[TableSpec]) -> dict[str, ParameterShardingGenerator]:
-    """Row-wise as configured; whole tables go to the process that has least so far."""
-    load = [0] * dist.get_world_size()
-    placements: dict[str, ParameterShardingGenerator] = {}
-    for spec in sorted(specs, key=lambda spec: (-spec.num_bytes, spec.name)):
-        if spec.placement is Placement.row_wise:
-            placements[module_name(spec.name)] = row_wise()
-        else:
-            rank = load.index(min(load))
-            load[rank] += spec.num_bytes
-            placements[module_name(spec.name)] = table_wise(rank=rank)
-    return placements
+def _follow(plan: Plan, tables: Tables, device: torch.device) -> None:
+    """Checks the plan against the tables, and takes those out of the collection that every process holds whole."""
+    here, fused = world(), tables.fused
+    assert fused is not None, "fuse_optimizer comes before shard"
+    check_plan(plan, tables.specs, world_size=here.size, local_size=here.local_size, device=device.type)
+    if plan.optimizer is not fused.optimizer:
+        raise ConfigError(
+            f"the plan is for optim.tables={plan.optimizer.value}, this job has {fused.optimizer.value}: plan again"
+        )
+    whole = {table.name for table in plan.tables if table.sharding is Sharding.data_parallel}
+    if whole:
+        replicated = Replicated(
+            {name: spec for name, spec in tables.specs.items() if name in whole}, device=device, fused=fused
+        )
+        tables.replicate(replicated)
+        fused.mark(tables.collection)
+
+
+def _sharded(collection: nn.Module) -> Iterator[TableShard]:
+    """The blocks in TorchRec's hands, read off its kernels: one for each table and block of columns held here."""
+    if not isinstance(collection, ShardedEmbeddingBagCollection):
+        return
+    for lookup in collection._lookups:
+        for kernel in lookup._emb_modules:
+            held = kernel.config.embedding_tables
+            weights = kernel.emb_module.split_embedding_weights()
+            states = kernel.emb_module.get_optimizer_state() or [{}] * len(held)  # SGD has none
+            for table, weight, state in zip(held, weights, states, strict=True):
+                first_row, first_column = table.local_metadata.shard_offsets
+                yield TableShard(
+                    name=table_name(table.name),
+                    num_rows=table.num_embeddings,
+                    dim=table.embedding_dim,
+                    first_row=first_row,
+                    first_column=first_column,
+                    weight_ND=weight.detach(),
+                    # FBGEMM says "sum" or "exp_avg", by optimizer
+                    state={f"momentum{number}": value for number, value in enumerate(state.values(), start=1)},
+                )
+
+
+def _replicated(tables: Tables) -> Iterator[TableShard]:
+    if tables.replicated is None:
+        return
+    for name, replica in tables.replicated.tables.items():
+        yield TableShard(
+            name=name,
+            num_rows=tables.specs[name].num_rows,
+            dim=tables.specs[name].dim,
+            first_row=0,
+            weight_ND=replica.weight_RD,
+            state=replica.state,
+            written=dist.get_rank() == 0,
+        )
 
 
 def _mute_notes_to_torchrec() -> None:
     """TorchRec 1.8 calls functions that torch 2.13 has renamed; torch's notes about it are for TorchRec's authors."""
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    for name in ("torch.fx._symbolic_trace", "torchrec.distributed.comm"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
         warnings.filterwarnings(
             "ignore", message=rf"`torch\.distributed\.{name}` is deprecated", category=FutureWarning

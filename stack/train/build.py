@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from stack.base.dist import world
 from stack.base.errors import DataError
 from stack.base.run import RunConfig
 from stack.base.seed import derive
@@ -19,10 +20,11 @@ from stack.data.dataset import Dataset
 from stack.data.loader import Cursor, Loader
 from stack.layers.norm import set_sum_over_ranks
 from stack.model import build_model, enabled_tasks, places_of
+from stack.tables.capabilities import check_capable
 from stack.tables.collection import Tables
 from stack.tables.config import TablesConfig, table_specs
 from stack.tables.optim import fuse_optimizer
-from stack.tables.shard import dense_parameters, shard
+from stack.tables.shard import dense_parameters, fixed_plan, shard
 from stack.tasks import TASKS, TasksConfig
 from stack.telemetry.console import say
 from stack.towers.config import ModelConfig
@@ -70,7 +72,16 @@ def build_sharded_model(
     day: ids that come later are unknown to it). Needs a process group."""
     names = places_of(setup.model, setup.tasks, dataset.schema).tables()
     num_rows = dataset.num_rows(last_day)
-    tables = Tables(table_specs(setup.tables, names=names, num_rows=num_rows))
+    specs = table_specs(setup.tables, names=names, num_rows=num_rows)
+    check_capable(
+        specs,
+        device=device.type,
+        optimizer=setup.optim.tables,
+        data_parallel_mib=setup.tables.data_parallel_mib,
+        stochastic_rounding=setup.tables.stochastic_rounding,
+        communication=setup.tables.communication,
+    )
+    tables = Tables(specs)
     fuse_optimizer(
         tables,
         optimizer=setup.optim.tables,
@@ -88,7 +99,19 @@ def build_sharded_model(
         table_dims=tables.dims,
     )
     set_sum_over_ranks(model, sum_over_ranks)
-    return shard(model, device=device, seed=setup.run.seed, init_range=setup.tables.init_range)
+    here = world()
+    plan = fixed_plan(
+        specs, world_size=here.size, local_size=here.local_size, device=device.type, optimizer=setup.optim.tables
+    )
+    return shard(
+        model,
+        plan=plan,
+        device=device,
+        seed=setup.run.seed,
+        init_range=setup.tables.init_range,
+        communication=setup.tables.communication,
+        stochastic_rounding=setup.tables.stochastic_rounding,
+    )
 
 
 def build_loop(setup: Setup, *, device: torch.device, checkpoint: Checkpoint | None) -> Loop:

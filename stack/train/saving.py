@@ -20,6 +20,7 @@ from stack.checkpoint.retain import keep_last
 from stack.checkpoint.save import save_checkpoint
 from stack.data.dataset import Dataset
 from stack.tables.shard import dense_parameters, dense_tensors, table_shards
+from stack.telemetry.console import say
 from stack.train.optim import optimizer_state, restore_optimizer_state
 from stack.train.periodic import Moment
 from stack.train.ranks import barrier
@@ -73,7 +74,12 @@ def restore_model(model: DistributedModelParallel, checkpoint: Checkpoint) -> No
     Raises:
         CheckpointError: the model is not as in the checkpoint; names the first tensor that differs.
     """
-    checkpoint.restore(table_shards(model))
+    merged = checkpoint.restore(table_shards(model))
+    if merged:
+        say(
+            f"row-wise optimizer state of {', '.join(merged)} was saved for other blocks of columns than this job has: "
+            "each block goes on with the mean of those it came from, so the steps differ from an uninterrupted run"
+        )
     saved, wanted = checkpoint.dense(), dense_tensors(model)
     for name in sorted(saved.keys() | wanted.keys()):
         shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (saved, wanted)]

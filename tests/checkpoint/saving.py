@@ -37,7 +37,7 @@ def tables(step: int) -> dict[str, TableShard]:
             + 1000 * step
         )
         state = {"momentum": base[:, 0] / 2, "second": base / 4}
-        whole[name] = TableShard(name=name, num_rows=num_rows, first_row=0, weight_ND=base, state=state)
+        whole[name] = TableShard(name=name, num_rows=num_rows, dim=DIM[name], first_row=0, weight_ND=base, state=state)
     return whole
 
 
@@ -48,6 +48,7 @@ def split(whole: TableShard, cuts: Sequence[int]) -> list[TableShard]:
         TableShard(
             name=whole.name,
             num_rows=whole.num_rows,
+            dim=whole.dim,
             first_row=first,
             weight_ND=whole.weight_ND[first:last],
             state={key: value[first:last] for key, value in whole.state.items()},

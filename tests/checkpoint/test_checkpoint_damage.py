@@ -22,8 +22,8 @@ FILES = (
     "dense.safetensors",
     "optimizer.safetensors",
     "loop.json",
-    "tables/item/part-00000.safetensors",
-    "tables/shop/part-00000.safetensors",
+    "tables/item/part-00000-0.safetensors",
+    "tables/shop/part-00000-0.safetensors",
 )
 
 
@@ -73,7 +73,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
 
 def test_ranks_verify_all_files_between_them(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
-    file = path / "tables/item/part-00000.safetensors"
+    file = path / "tables/item/part-00000-0.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
@@ -88,8 +88,8 @@ def test_ranks_verify_all_files_between_them(tmp_path: Path) -> None:
 
 def test_a_file_too_many_is_named(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
-    (path / "tables/item/part-00009.safetensors").write_bytes(b"")
-    assert "part-00009.safetensors is not in the manifest" in refusal(path)
+    (path / "tables/item/part-00009-0.safetensors").write_bytes(b"")
+    assert "part-00009-0.safetensors is not in the manifest" in refusal(path)
 
 
 def test_part_of_another_checkpoint_is_found_by_its_rows(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_part_of_another_checkpoint_is_found_by_its_rows(tmp_path: Path) -> None
     table = msgspec.structs.replace(manifest.tables["shop"], parts=swapped)
     forged = msgspec.structs.replace(manifest, tables={"shop": table})
     (path / "manifest.json").write_bytes(encode_manifest(forged))
-    with pytest.raises(CheckpointError, match=r"part-00000.safetensors is damaged: its rows are not 1 to 2"):
+    with pytest.raises(CheckpointError, match=r"part-00000-0.safetensors is damaged: its rows are not 1 to 2"):
         open_checkpoint(path).table_rows("shop", 0, 3)
 
 
@@ -117,9 +117,9 @@ def test_names_in_a_manifest_cannot_leave_the_folder(tmp_path: Path) -> None:
 
 def test_another_format_version_is_refused_with_both_numbers(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
-    newer = msgspec.structs.replace(read_manifest(path), format_version=2)
+    newer = msgspec.structs.replace(read_manifest(path), format_version=3)
     (path / "manifest.json").write_bytes(encode_manifest(newer))
-    assert "has format version 2; this code reads version 1" in refusal(path)
+    assert "has format version 3; this code reads version 2" in refusal(path)
 
 
 def test_a_renamed_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_rank_that_cannot_write_stops_all_and_publishes_nothing(
     original = save_module.save_file
 
     def full_disk(tensors: dict[str, object], file: Path) -> None:
-        if file.name == "part-00001.safetensors":
+        if file.name == "part-00001-0.safetensors":
             raise error
         original(tensors, file)  # type: ignore[arg-type]
 
@@ -234,6 +234,6 @@ def test_what_a_killed_save_of_the_same_step_left_does_not_get_in(tmp_path: Path
     path = save(tmp_path, 1)
     aside = tmp_path / ".aside-00000001"
     shutil.copytree(path, aside)
-    (aside / "tables/item/part-00077.safetensors").write_bytes(b"old")
+    (aside / "tables/item/part-00077-0.safetensors").write_bytes(b"old")
     shutil.rmtree(path)
     assert refusal(save(tmp_path, 1)) == ""

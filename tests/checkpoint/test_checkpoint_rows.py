@@ -52,6 +52,7 @@ def zeros_like(shard: TableShard) -> TableShard:
     return TableShard(
         name=shard.name,
         num_rows=shard.num_rows,
+        dim=shard.dim,
         first_row=shard.first_row,
         weight_ND=torch.zeros_like(shard.weight_ND),
         state={key: torch.zeros_like(value) for key, value in shard.state.items()},
@@ -83,7 +84,9 @@ def test_dense_tensors_optimizer_and_loop_come_back_exactly(tmp_path: Path) -> N
 
 def test_views_ties_empty_and_strided_tensors_are_saved_as_what_they_show(tmp_path: Path) -> None:
     memory = torch.arange(2_000_000, dtype=torch.float32).view(-1, 4)
-    shard = TableShard(name="item", num_rows=5, first_row=0, weight_ND=memory[2:7], state={"momentum": memory[7:12, 1]})
+    shard = TableShard(
+        name="item", num_rows=5, dim=4, first_row=0, weight_ND=memory[2:7], state={"momentum": memory[7:12, 1]}
+    )
     tied = torch.ones(2, 3)
     given_tensors: dict[str, Tensor] = {
         "a": tied,
@@ -136,9 +139,9 @@ def test_rows_that_do_not_cover_a_table_once_are_refused(tmp_path: Path) -> None
 
 def test_ranks_that_disagree_about_a_table_are_refused(tmp_path: Path) -> None:
     first, second = split(tables(1)["item"], [4])
-    stateless = TableShard(name="item", num_rows=11, first_row=4, weight_ND=second.weight_ND, state={})
+    stateless = TableShard(name="item", num_rows=11, dim=4, first_row=4, weight_ND=second.weight_ND, state={})
     results = save_on_ranks(tmp_path, 1, [[first], [stateless]])
-    assert "table 'item': ranks disagree on rows, width or optimizer state" in str(results[0])
+    assert "table 'item': ranks disagree on rows, width, type or optimizer state" in str(results[0])
 
 
 @pytest.mark.parametrize(
@@ -159,9 +162,9 @@ def test_rows_that_do_not_exist_are_refused(
 
 def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(save(tmp_path, 1))
-    shard = TableShard(name="item", num_rows=12, first_row=0, weight_ND=torch.zeros(12, 4), state={})
+    shard = TableShard(name="item", num_rows=12, dim=4, first_row=0, weight_ND=torch.zeros(12, 4), state={})
     with pytest.raises(
-        CheckpointError, match=r"has 11 rows of 4, state \['momentum', 'second'\]; the model's has 12 rows"
+        CheckpointError, match=r"has 11 rows of 4 in fp32, state \['momentum', 'second'\]; the model's has 12 rows"
     ):
         checkpoint.restore([shard])
 
@@ -174,7 +177,7 @@ def test_nothing_in_a_checkpoint_is_pickled(tmp_path: Path) -> None:
         "loop.json",
         "manifest.json",
         "optimizer.safetensors",
-        "tables/item/part-00000.safetensors",
-        "tables/shop/part-00000.safetensors",
+        "tables/item/part-00000-0.safetensors",
+        "tables/shop/part-00000-0.safetensors",
     ]
     msgspec.json.decode((path / "manifest.json").read_bytes(), type=CheckpointManifest)

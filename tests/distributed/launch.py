@@ -12,8 +12,12 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 120
 
 
-def run_ranks(module: str, *arguments: str | Path, world_size: int) -> list[str]:
-    """stdout of `python -m module arguments` by rank; fails with the first failing rank's stderr."""
+def run_ranks(module: str, *arguments: str | Path, world_size: int, local_size: int | None = None) -> list[str]:
+    """stdout of `python -m module arguments` by rank; fails with the first failing rank's stderr.
+
+    `local_size`: ranks of a host (None: one host). Hosts are only told apart by the variables that a launcher sets.
+    """
+    local_size = local_size or world_size
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -22,7 +26,9 @@ def run_ranks(module: str, *arguments: str | Path, world_size: int) -> list[str]
         environment = os.environ | {
             "RANK": str(rank),
             "WORLD_SIZE": str(world_size),
-            "LOCAL_RANK": str(rank),
+            "LOCAL_RANK": str(rank % local_size),
+            "LOCAL_WORLD_SIZE": str(local_size),
+            "GROUP_RANK": str(rank // local_size),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",

@@ -51,7 +51,12 @@ def _shards(tables: PlainTables) -> list[TableShard]:
         weight_ND = table.weight.detach()
         shards.append(
             TableShard(
-                name=name.removeprefix("t_"), num_rows=len(weight_ND), first_row=0, weight_ND=weight_ND, state={}
+                name=name.removeprefix("t_"),
+                num_rows=len(weight_ND),
+                dim=int(weight_ND.shape[1]),
+                first_row=0,
+                weight_ND=weight_ND,
+                state={},
             )
         )
     return shards

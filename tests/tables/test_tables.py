@@ -16,16 +16,19 @@ from stack.base.errors import ConfigError, DataError
 from stack.data.batch import Jagged
 from stack.tables import collection
 from stack.tables.collection import Tables
-from stack.tables.config import Placement, TableOptimizer, TablesConfig, TableSpec, table_specs
+from stack.tables.config import RowType, Sharding, TableOptimizer, TablesConfig, TableSpec, table_specs
+from stack.tables.first_values import FirstValues
 from stack.tables.optim import fuse_optimizer, set_table_learning_rate
-from stack.tables.shard import dense_parameters, initialise_rows, shard, table_shards
+from stack.tables.shard import dense_parameters, fixed_plan, shard, table_shards
 from tests.distributed.launch import run_ranks
 from tests.tables import worker
 
 
 def initial(spec: TableSpec) -> np.ndarray:
     weight_ND = torch.empty(spec.num_rows, spec.dim)
-    initialise_rows(weight_ND, table=spec.name, first_row=0, seed=worker.SEED, init_range=worker.INIT_RANGE)
+    FirstValues(seed=worker.SEED, init_range=worker.INIT_RANGE).fill(
+        weight_ND, table=spec.name, dim=spec.dim, first_row=0
+    )
     return weight_ND.numpy().astype(np.float64)
 
 
@@ -72,7 +75,7 @@ def test_tables_equal_a_plain_matrix_with_row_wise_adagrad(ranks: dict, world_si
         assert {part["num_rows"] for part in parts} == {len(weight)}
 
 
-def test_two_processes_split_rows_in_blocks_and_whole_tables_by_placement(ranks: dict) -> None:
+def test_two_processes_split_rows_in_blocks_and_whole_tables_by_sharding(ranks: dict) -> None:
     held = [{rows["name"]: (rows["first_row"], len(rows["weight"])) for rows in rank} for rank in ranks[2]]
     assert held[0]["item"] == (0, 12)
     assert held[1]["item"] == (12, 11)
@@ -139,23 +142,25 @@ def test_dense_parameters_are_those_outside_the_tables() -> None:
 
 
 def test_first_values_depend_on_the_row_and_not_on_who_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stack.tables.shard._INIT_BLOCK_ROWS", 8)
-    whole_ND = torch.empty(30, 4)
-    initialise_rows(whole_ND, table="item", first_row=0, seed=1, init_range=0.5)
+    monkeypatch.setattr("stack.tables.first_values._BLOCK_ROWS", 8)
+    whole_ND = torch.empty(30, 8)
+    first_values = FirstValues(seed=1, init_range=0.5)
+    first_values.fill(whole_ND, table="item", dim=8, first_row=0)
     for first, last in [(0, 3), (3, 8), (8, 16), (5, 29), (29, 30), (30, 30)]:
         part_ND = torch.empty(last - first, 4)
-        initialise_rows(part_ND, table="item", first_row=first, seed=1, init_range=0.5)
-        assert torch.equal(part_ND, whole_ND[first:last])
+        first_values.fill(part_ND, table="item", dim=8, first_row=first, first_column=4)
+        assert torch.equal(part_ND, whole_ND[first:last, 4:])
     assert whole_ND.abs().max() <= 0.5
     assert whole_ND.unique().numel() == whole_ND.numel()
 
 
-def test_specs_take_dims_headroom_and_placements_from_the_configuration() -> None:
-    config = TablesConfig(dims={"item": 32}, headroom=0.1, placements={"shop": Placement.table_wise})
+def test_specs_take_dims_headroom_shardings_and_types_from_the_configuration() -> None:
+    config = TablesConfig(
+        dims={"item": 32}, headroom=0.1, shardings={"shop": Sharding.table_wise}, row_types={"item": RowType.fp16}
+    )
     item, shop = table_specs(config, names=["item", "shop"], num_rows={"item": 101, "shop": 5, "user": 9})
-    assert item == TableSpec(name="item", num_rows=112, dim=32, placement=Placement.row_wise)
-    assert shop == TableSpec(name="shop", num_rows=6, dim=16, placement=Placement.table_wise)
-    assert item.num_bytes == 112 * 33 * 4
+    assert item == TableSpec(name="item", num_rows=112, dim=32, sharding=Sharding.row_wise, dtype=RowType.fp16)
+    assert shop == TableSpec(name="shop", num_rows=6, dim=16, sharding=Sharding.table_wise, dtype=RowType.fp32)
 
 
 def test_bad_table_settings_are_refused_by_name() -> None:
@@ -165,8 +170,12 @@ def test_bad_table_settings_are_refused_by_name() -> None:
         TablesConfig(headroom=-0.1)
     with pytest.raises(ConfigError, match=r"tables\.init_range=0 must be above 0"):
         TablesConfig(init_range=0)
-    with pytest.raises(ConfigError, match=r"tables\.placements names 'itm'; the dataset has the tables: item"):
-        table_specs(TablesConfig(placements={"itm": Placement.row_wise}), names=["item"], num_rows={"item": 3})
+    with pytest.raises(ConfigError, match=r"tables\.shardings names 'itm'; the dataset has the tables: item"):
+        table_specs(TablesConfig(shardings={"itm": Sharding.row_wise}), names=["item"], num_rows={"item": 3})
+    with pytest.raises(ConfigError, match=r"tables\.row_types names 'itm'; the dataset has the tables: item"):
+        table_specs(TablesConfig(row_types={"itm": RowType.fp16}), names=["item"], num_rows={"item": 3})
+    with pytest.raises(DataError, match=r"table 'item' would have 0 rows: a table needs at least row 0"):
+        table_specs(TablesConfig(), names=["item"], num_rows={"item": 0})
     with pytest.raises(DataError, match=r"no vocabulary for shop; it has: item"):
         table_specs(TablesConfig(), names=["item", "shop"], num_rows={"item": 3})
 
@@ -174,7 +183,8 @@ def test_bad_table_settings_are_refused_by_name() -> None:
 def _sharded() -> DistributedModelParallel:
     tables = Tables(worker.SPECS)
     fuse_optimizer(tables, optimizer=TableOptimizer.rowwise_adagrad, learning_rate=0.1, eps=1e-8)
-    return shard(worker.Model(tables), device=torch.device("cpu"), seed=1, init_range=0.05)
+    plan = fixed_plan(worker.SPECS, world_size=1, local_size=1, device="cpu", optimizer=TableOptimizer.rowwise_adagrad)
+    return shard(worker.Model(tables), plan=plan, device=torch.device("cpu"), seed=1, init_range=0.05)
 
 
 def _rows(model: DistributedModelParallel, name: str) -> torch.Tensor:

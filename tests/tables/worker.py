@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from stack.base.dist import World, process_group
 from stack.data.batch import Jagged
 from stack.tables.collection import Tables
-from stack.tables.config import Placement, TableOptimizer, TableSpec
+from stack.tables.config import Sharding, TableOptimizer, TableSpec
 from stack.tables.optim import fuse_optimizer
-from stack.tables.shard import shard, table_shards
+from stack.tables.shard import fixed_plan, shard, table_shards
 
 SPECS = (
     TableSpec(name="item", num_rows=23, dim=8),
-    TableSpec(name="type", num_rows=7, dim=4, placement=Placement.table_wise),
+    TableSpec(name="type", num_rows=7, dim=4, sharding=Sharding.table_wise),
     TableSpec(name="tags", num_rows=11, dim=4),
 )
 SEED, INIT_RANGE, LEARNING_RATE, EPS = 3, 0.05, 0.1, 1e-8
@@ -58,7 +58,14 @@ def run(world: World) -> list[dict[str, object]]:
     """Trains and returns this rank's rows."""
     tables = Tables(SPECS)
     fuse_optimizer(tables, optimizer=TableOptimizer.rowwise_adagrad, learning_rate=LEARNING_RATE, eps=EPS)
-    model = shard(Model(tables), device=torch.device("cpu"), seed=SEED, init_range=INIT_RANGE)
+    plan = fixed_plan(
+        SPECS,
+        world_size=world.size,
+        local_size=world.local_size,
+        device="cpu",
+        optimizer=TableOptimizer.rowwise_adagrad,
+    )
+    model = shard(Model(tables), plan=plan, device=torch.device("cpu"), seed=SEED, init_range=INIT_RANGE)
     # Uneven on purpose: rank 1 of 2 has 4 owners, rank 0 has 8.
     cut = [0, NUM_OWNERS] if world.size == 1 else [0, 8, NUM_OWNERS]
     mine = slice(cut[world.rank], cut[world.rank + 1])
