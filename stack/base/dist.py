@@ -30,7 +30,6 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    local_size: int = 1
     attempt: int = 0
     launched: bool = False
 
@@ -51,7 +50,6 @@ def world() -> World:
         rank=_number("RANK"),
         size=_number("WORLD_SIZE"),
         local_rank=_number("LOCAL_RANK", default="0"),
-        local_size=_number("LOCAL_WORLD_SIZE", default=os.environ.get("WORLD_SIZE")),
         local_size=_number("LOCAL_WORLD_SIZE", default=os.environ.get("WORLD_SIZE")),
         attempt=_number("TORCHELASTIC_RESTART_COUNT", default="0"),
         launched=True,
