@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "a model on days it has not seen, beside baselines on the same examples",
     "export": "a model -> a package: user half, scorer, rows, schema",
     "serve": "a package -> user vectors and scores over HTTP",
+    "launch": "any of these as a job on this machine, Slurm, Kubernetes or AWS Batch",
     "doctor": "what this machine has, what does not match, and the way out",
 }
 USER_ERROR_STATUS = 2

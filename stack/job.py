@@ -36,6 +36,7 @@ from stack.data.ingest_config import IngestConfig
 from stack.data.sources import SOURCES
 from stack.evaluate.config import EvaluateConfig
 from stack.export.config import ExportConfig
+from stack.launch.config import LaunchConfig
 from stack.serve.config import ServeConfig
 from stack.tables.cluster import ClusterConfig
 from stack.tables.config import TablesConfig
@@ -64,6 +65,7 @@ class Job:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 

@@ -28,6 +28,9 @@ def launch(verb: str, arguments: Sequence[str]) -> None:
 
     Raises: `ConfigError` for options that cannot be used, also those that the verb would not heed.
     """
+    if verb == "launch":
+        _launch(arguments)
+        return
     if verb in ("evaluate", "export"):
         _refuse_options_of_the_run(verb, arguments)
     Composer(root=Job, choices=CHOICES, folder=configs_folder()).launch(verb, arguments, ACTIONS.get(verb, _complete))
@@ -110,6 +113,21 @@ def _serve(job: Job) -> None:
     from stack.serve.serve import serve
 
     serve(job.serve)
+
+
+def _launch(words: Sequence[str]) -> None:
+    """Composes the job here first, so that what is wrong with it is said before anything waits in a queue."""
+    from stack.launch.command import Place, read_request, run_torchx
+
+    request = read_request(words)
+    if request.verb in ("evaluate", "export"):
+        _refuse_options_of_the_run(request.verb, request.options)
+
+    def start(job: Job) -> None:
+        place = Place(folder=job.run.folder, name=job.run.name, serve_port=job.serve.port)
+        run_torchx(request, launch=job.launch, cluster=job.cluster, place=place)
+
+    Composer(root=Job, choices=CHOICES, folder=configs_folder()).launch("launch", request.options, start)
 
 
 def _complete(job: Job) -> None:
