@@ -46,6 +46,8 @@ class TablesConfig:
     # largest table, in MiB of weights, that may be data_parallel: its whole gradient is summed in every step
     communication: Communication = Communication.fp32
     # type of vectors and of their gradients on their way between processes
+    plan: str | None = None
+    # a plan to follow, as `stack plan plan.out=...` writes it, instead of `sharding` and `shardings`
     headroom: float = 0.0
     # share of additional rows for ids that later days bring
     init_range: float = 0.05

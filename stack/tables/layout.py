@@ -74,7 +74,15 @@ def check_plan(plan: Plan, specs: Mapping[str, TableSpec], *, world_size: int, l
             raise ConfigError(
                 f"the plan's table '{table.name}' has {_shape(table)}; the model's has {_shape(spec)}: plan again"
             )
+        _check_kernel(table, device)
         _check_blocks(table, world_size=world_size, local_size=local_size)
+
+
+def _check_kernel(table: TablePlan, device: str) -> None:
+    if (table.kernel is Kernel.dense) != (table.sharding is Sharding.data_parallel):
+        raise _cannot_follow(table, f"{table.sharding.value} with the kernel {table.kernel.value}")
+    if device == "cpu" and table.kernel in (Kernel.fused_uvm, Kernel.fused_uvm_caching):
+        raise _cannot_follow(table, f"the kernel {table.kernel.value} needs CUDA")
 
 
 def _check_world(world_size: int, local_size: int) -> None:

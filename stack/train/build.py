@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from stack.base.dist import world
 from stack.base.errors import DataError
 from stack.base.run import RunConfig
 from stack.base.seed import derive
@@ -20,11 +19,11 @@ from stack.data.dataset import Dataset
 from stack.data.loader import Cursor, Loader
 from stack.layers.norm import set_sum_over_ranks
 from stack.model import build_model, enabled_tasks, places_of
-from stack.tables.capabilities import check_capable
+from stack.tables.choose import plan_for
 from stack.tables.collection import Tables
 from stack.tables.config import TablesConfig, table_specs
 from stack.tables.optim import fuse_optimizer
-from stack.tables.shard import dense_parameters, fixed_plan, shard
+from stack.tables.shard import dense_parameters, shard
 from stack.tasks import TASKS, TasksConfig
 from stack.telemetry.console import say
 from stack.towers.config import ModelConfig
@@ -73,14 +72,7 @@ def build_sharded_model(
     names = places_of(setup.model, setup.tasks, dataset.schema).tables()
     num_rows = dataset.num_rows(last_day)
     specs = table_specs(setup.tables, names=names, num_rows=num_rows)
-    check_capable(
-        specs,
-        device=device.type,
-        optimizer=setup.optim.tables,
-        data_parallel_mib=setup.tables.data_parallel_mib,
-        stochastic_rounding=setup.tables.stochastic_rounding,
-        communication=setup.tables.communication,
-    )
+    plan = plan_for(setup.tables, specs, optimizer=setup.optim.tables, device=device.type)
     tables = Tables(specs)
     fuse_optimizer(
         tables,
@@ -99,10 +91,6 @@ def build_sharded_model(
         table_dims=tables.dims,
     )
     set_sum_over_ranks(model, sum_over_ranks)
-    here = world()
-    plan = fixed_plan(
-        specs, world_size=here.size, local_size=here.local_size, device=device.type, optimizer=setup.optim.tables
-    )
     return shard(
         model,
         plan=plan,
