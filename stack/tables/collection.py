@@ -3,7 +3,8 @@
 TorchRec keeps a table apart for pooled and for sequence features, and its sequence lookup is the slow one on a CPU;
 so everything goes through one EmbeddingBagCollection with bags of at most one id, and widths may differ.
 
-Shape legend: N ids of one request, U distinct ids of a table, P ids per table after padding, D width of the table.
+Shape legend: N ids of one request, U distinct ids of a table, K rows of an id, P rows per table after padding, D width
+of the table.
 
 A step that asks the table `item` for history and candidates::
 
@@ -13,11 +14,14 @@ A step that asks the table `item` for history and candidates::
     gathered           (4, D)     (2, D)               their gradients meet again in the row of 7
 
 A row's gradient is therefore the sum over the step, and the fused optimizer updates each row at most once a step.
+
+Where a table's ids are hashed or managed (`stack.ids`), distinct ids become rows before rows are made distinct in turn:
+an id of several rows gets their sum, and all ids without a row share row 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -29,6 +33,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stack.data.batch import Ids, Jagged
 from stack.data.schema import PADDING_ROW
+from stack.ids.config import IdMode
+from stack.ids.maps import IdMaps
 from stack.tables.config import TableSpec
 from stack.tables.first_values import FirstValues
 from stack.tables.fused import FusedOptimizer
@@ -42,13 +48,15 @@ _COUNT_BELOW_ROWS_PER_ID = 4
 class Tables(nn.Module):
     """All embedding tables of a model.
 
-    Rows are allocated by `stack.tables.shard.shard`, not here. Ids below zero or beyond the table count as row 0, the
-    learned vector of an unknown id.
+    Rows are allocated by `stack.tables.shard.shard`, not here. Ids are rows, and those below zero or beyond the table
+    count as row 0, the learned vector of an unknown id; but ids of tables that `ids` hashes or manages are keys of it.
     """
 
-    def __init__(self, specs: Sequence[TableSpec]) -> None:
+    def __init__(self, specs: Sequence[TableSpec], *, ids: IdMaps | None = None) -> None:
         super().__init__()
         self.specs = {spec.name: spec for spec in specs}
+        self.ids = ids
+        self.reset_rows: Callable[[str, Tensor], None] | None = None
         self.collection: nn.Module = _collection(specs)
         self.replicated: Replicated | None = None
         self.fused: FusedOptimizer | None = None
@@ -72,11 +80,28 @@ class Tables(nn.Module):
         """
         distinct: dict[str, Tensor] = {}
         positions: dict[str, Tensor] = {}
-        for name, spec in self.specs.items():
-            ids = _flat_ids(requests.get(name, ()), spec.num_rows)
-            distinct[name], positions[name] = _distinct(ids, spec.num_rows)
+        for name in self.specs:
+            distinct[name], positions[name] = self._distinct_rows(name, requests.get(name, ()))
+        if self.ids is not None:
+            self._reset_evicted(self.ids)
         looked_up = self._look_up_all(distinct)
         return {name: _spread(looked_up[name], positions[name], asked) for name, asked in requests.items()}
+
+    def _distinct_rows(self, name: str, asked: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+        """The distinct rows (U,) of a table, and for each id which of them are its own: (N,), or (N, K)."""
+        num_rows = self.specs[name].num_rows
+        if self.ids is None or self.ids.specs[name].mode is IdMode.direct:
+            return _distinct(_within(_flat_ids(asked), num_rows), num_rows)
+        key_U, position_N = torch.unique(_flat_ids(asked), return_inverse=True)
+        row_UK = self.ids(name, key_U)
+        distinct, place = _distinct(row_UK.reshape(-1), num_rows)
+        return distinct, place.view(row_UK.shape).index_select(0, position_N)
+
+    def _reset_evicted(self, ids: IdMaps) -> None:
+        """Rows that changed hands in this step begin anew, before they are looked up."""
+        for name, rows in ids.drain_resets().items():
+            assert self.reset_rows is not None, "managed ids come after shard"
+            self.reset_rows(name, rows)
 
     def _look_up_all(self, distinct: dict[str, Tensor]) -> dict[str, Tensor]:
         """(U, D) for the distinct ids of each table, wherever it is."""
@@ -137,10 +162,14 @@ def table_name(module: str) -> str:
     return module.removeprefix(_PREFIX)
 
 
-def _flat_ids(asked: Sequence[Ids], num_rows: int) -> Tensor:
-    """All ids of a table's requests in one tensor, unknown ones as row 0."""
+def _flat_ids(asked: Sequence[Ids]) -> Tensor:
+    """All ids of a table's requests in one tensor."""
     parts = [ids.values_N if isinstance(ids, Jagged) else ids for ids in asked]
-    ids = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
+
+def _within(ids: Tensor, num_rows: int) -> Tensor:
+    """Unknown ids as row 0."""
     return torch.where((ids < 0) | (ids >= num_rows), PADDING_ROW, ids)
 
 
@@ -156,7 +185,11 @@ def _distinct(ids: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
 
 
 def _spread(rows_UD: Tensor, position: Tensor, asked: Sequence[Ids]) -> list[Tensor]:
-    """Hands each request its vectors; `position` says for all requests in turn which distinct row an id became."""
+    """Hands each request its vectors; `position` says for all requests in turn which distinct row an id became, or,
+    of (N, K), which K rows are summed for it."""
+    if position.dim() == 2:
+        summed_ND = functional.embedding_bag(position, rows_UD, mode="sum")
+        return _spread(summed_ND, torch.arange(position.shape[0], device=position.device), asked)
     vectors: list[Tensor] = []
     start = 0
     for ids in asked:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -56,6 +57,7 @@ def shard(
     for _, tables in found:
         _follow(plan, tables, device)
         tables.first_values = FirstValues(seed=seed, init_range=init_range)
+        tables.reset_rows = partial(reset_rows, tables)
     modules = {
         f"{path}.collection" if path else "collection": torchrec_plan(plan)
         for path, tables in found
@@ -76,7 +78,7 @@ def shard(
     return sharded
 
 
-def table_shards(model: DistributedModelParallel) -> list[TableShard]:
+def table_shards(model: nn.Module) -> list[TableShard]:
     """What this process holds, table by table; tensors are views of live memory. Data-parallel tables are held by
     every process and written by the first."""
     shards = [
@@ -85,7 +87,7 @@ def table_shards(model: DistributedModelParallel) -> list[TableShard]:
     return sorted(shards, key=lambda shard: (shard.name, shard.first_column))
 
 
-def reset_rows(model: DistributedModelParallel, table: str, rows_N: Tensor) -> None:
+def reset_rows(model: nn.Module, table: str, rows_N: Tensor) -> None:
     """Gives rows of a table to other ids: new first values, optimizer state zero. Rows held elsewhere are passed over,
     so every process may be told of all rows, or of its own.
 
