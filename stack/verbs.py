@@ -49,6 +49,8 @@ def setup_of(job: Job) -> Setup:
         train=job.train,
         run=job.run,
         composed=to_yaml(job),
+        cluster=job.cluster,
+        plan=job.plan,
     )
 
 
@@ -62,20 +64,9 @@ def _ingest(job: Job) -> None:
 
 
 def _plan(job: Job) -> None:
-    from stack.train.planning import PlanSetup, plan
+    from stack.train.planning import plan
 
-    plan(
-        PlanSetup(
-            dataset=Path(job.data.out),
-            model=job.model,
-            tasks=job.tasks,
-            tables=job.tables,
-            optimizer=job.optim.tables,
-            train=job.train,
-            cluster=job.cluster,
-            plan=job.plan,
-        )
-    )
+    plan(setup_of(job))
 
 
 def _train(job: Job) -> None:

@@ -1,4 +1,4 @@
-"""Which plan a job follows: the one that is pinned, or the one that its options describe."""
+"""Which plan a job follows: the one that is pinned, TorchRec's planner's, or the one that its options describe."""
 
 from __future__ import annotations
 
@@ -6,22 +6,40 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stack.base.dist import world
+from stack.base.dist import World, world
+from stack.base.errors import ConfigError
 from stack.tables.capabilities import check_capable
-from stack.tables.config import TablesConfig, TableSpec
+from stack.tables.cluster import ClusterConfig
+from stack.tables.config import Planner, TablesConfig, TableSpec
 from stack.tables.layout import check_plan, fixed_plan
 from stack.tables.placement import Plan, TableOptimizer
+from stack.tables.plan import plan_tables
+from stack.tables.plan_config import PlanConfig
 from stack.tables.plan_file import load_plan
+from stack.tables.plan_request import request_of
 
 
-def plan_for(config: TablesConfig, specs: Sequence[TableSpec], *, optimizer: TableOptimizer, device: str) -> Plan:
-    """The plan for the processes of this job.
+def plan_for(
+    config: TablesConfig,
+    specs: Sequence[TableSpec],
+    *,
+    optimizer: TableOptimizer,
+    device: str,
+    cluster: ClusterConfig,
+    options: PlanConfig,
+) -> Plan:
+    """The plan for the processes of this job; `cluster` and `options` are for TorchRec's planner alone.
 
     Raises:
-        ConfigError: the device cannot do what the options ask for, or the pinned plan is for another job.
+        ConfigError: the device cannot do what the options ask for, the pinned plan or the cluster is another job's,
+            or the tables do not fit.
     """
     here = world()
-    if config.plan is None:
+    if config.plan is None and config.planner is Planner.torchrec:
+        machines = _machines(cluster, here, device)
+        asked = request_of(specs, tables=config, optimizer=optimizer, cluster=machines, options=options)
+        plan = plan_tables(asked).plan
+    elif config.plan is None:
         plan = fixed_plan(specs, world_size=here.size, local_size=here.local_size, device=device, optimizer=optimizer)
     else:
         plan = load_plan(Path(config.plan))
@@ -37,3 +55,20 @@ def plan_for(config: TablesConfig, specs: Sequence[TableSpec], *, optimizer: Tab
         communication=config.communication,
     )
     return plan
+
+
+def _machines(cluster: ClusterConfig, here: World, device: str) -> ClusterConfig:
+    """The cluster as this job has it: where it leaves the processes of a host open, they are the job's."""
+    if cluster.device.value != device:
+        raise ConfigError(
+            f"tables.planner=torchrec plans for cluster.device={cluster.device.value}, this job has {device}: choose "
+            "the cluster that it runs on, e.g. cluster=here"
+        )
+    if cluster.devices_per_host is None:
+        return replace(cluster, hosts=here.size // here.local_size, devices_per_host=here.local_size)
+    if (cluster.world_size, cluster.local_size) != (here.size, here.local_size):
+        raise ConfigError(
+            f"tables.planner=torchrec plans for {cluster.name}, {cluster.hosts} hosts of {cluster.local_size} "
+            f"processes; this job has {here.size} in all and {here.local_size} a host: choose the cluster it runs on"
+        )
+    return cluster

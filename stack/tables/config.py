@@ -24,6 +24,13 @@ class Communication(Enum):
     int8 = "int8"
 
 
+class Planner(Enum):
+    """Who decides where tables go, where no plan is pinned."""
+
+    fixed = "fixed"
+    torchrec = "torchrec"
+
+
 @dataclass(kw_only=True)
 class TablesConfig:
     """The `tables` group of the configuration."""
@@ -46,6 +53,9 @@ class TablesConfig:
     # largest table, in MiB of weights, that may be data_parallel: its whole gradient is summed in every step
     communication: Communication = Communication.fp32
     # type of vectors and of their gradients on their way between processes
+    planner: Planner = Planner.fixed
+    # who decides where tables go: fixed (by `sharding` and `shardings`), or torchrec's planner, by the groups `cluster`
+    # and `plan`, which leaves alone what `shardings` names
     plan: str | None = None
     # a plan to follow, as `stack plan plan.out=...` writes it, instead of `sharding` and `shardings`
     headroom: float = 0.0

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stack.base.errors import ConfigError
 from stack.tables.capabilities import check_capable
 from stack.tables.cluster import ClusterConfig, Device
-from stack.tables.config import TableSpec
+from stack.tables.config import TablesConfig, TableSpec
 from stack.tables.layout import COLUMN_UNIT
 from stack.tables.placement import Kernel, Sharding, TableOptimizer
+from stack.tables.plan_config import PlanConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,31 @@ class Request:
             raise ConfigError(
                 f"table {table.name!r} of dim {table.dim} has no columns to split: choose row_wise, or dim 8 or more"
             )
+
+
+def request_of(
+    specs: Sequence[TableSpec],
+    *,
+    tables: TablesConfig,
+    optimizer: TableOptimizer,
+    cluster: ClusterConfig,
+    options: PlanConfig,
+) -> Request:
+    """What the planner is asked; tables that `tables.shardings` names are not its to choose."""
+    return Request(
+        tables=tuple(specs),
+        cluster=cluster.resolved(),
+        optimizer=optimizer,
+        free=frozenset(spec.name for spec in specs if options.choose and spec.name not in tables.shardings),
+        load=Load(
+            num_timelines=options.timelines,
+            ids_per_timeline=options.ids_per_timeline,
+            ids=options.ids,
+            distinct_share=options.distinct_share,
+        ),
+        host_memory=options.host_memory,
+        data_parallel_mib=tables.data_parallel_mib,
+    )
 
 
 def block_columns(dim: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,9 +20,12 @@ from stack.data.loader import Cursor, Loader
 from stack.layers.norm import set_sum_over_ranks
 from stack.model import build_model, enabled_tasks, places_of
 from stack.tables.choose import plan_for
+from stack.tables.cluster import ClusterConfig
 from stack.tables.collection import Tables
 from stack.tables.config import TablesConfig, table_specs
 from stack.tables.optim import fuse_optimizer
+from stack.tables.plan_config import PlanConfig
+from stack.tables.plan_file import save_plan
 from stack.tables.shard import dense_parameters, shard
 from stack.tasks import TASKS, TasksConfig
 from stack.telemetry.console import say
@@ -32,7 +35,7 @@ from stack.train.loop import Loop
 from stack.train.optim import OptimConfig, build_dense_optimizer, build_schedule
 from stack.train.periodic import Bar, Curves, Line, Periodic, RefusalLimit, Save, StepLog
 from stack.train.ranks import sum_over_ranks
-from stack.train.run_folder import CHECKPOINTS, CURVES, STEPS
+from stack.train.run_folder import CHECKPOINTS, CURVES, PLAN, STEPS
 from stack.train.saving import NUM_REFUSED, Saver, check_context, context_of, restore_model, restore_optimizer
 from stack.train.step import Stepper
 
@@ -49,6 +52,8 @@ class Setup:
     train: TrainConfig
     run: RunConfig
     composed: str
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 def training_days(dataset: Dataset, config: TrainConfig) -> tuple[str, ...]:
@@ -65,14 +70,23 @@ def training_days(dataset: Dataset, config: TrainConfig) -> tuple[str, ...]:
 
 
 def build_sharded_model(
-    setup: Setup, dataset: Dataset, *, last_day: str, device: torch.device
+    setup: Setup, dataset: Dataset, *, last_day: str, device: torch.device, plan_path: Path | None = None
 ) -> DistributedModelParallel:
     """The model as it is before the first step, sized by the vocabularies at the end of `last_day` (the last training
-    day: ids that come later are unknown to it). Needs a process group."""
+    day: ids that come later are unknown to it). Its plan is written to `plan_path`. Needs a process group."""
     names = places_of(setup.model, setup.tasks, dataset.schema).tables()
     num_rows = dataset.num_rows(last_day)
     specs = table_specs(setup.tables, names=names, num_rows=num_rows)
-    plan = plan_for(setup.tables, specs, optimizer=setup.optim.tables, device=device.type)
+    plan = plan_for(
+        setup.tables,
+        specs,
+        optimizer=setup.optim.tables,
+        device=device.type,
+        cluster=setup.cluster,
+        options=setup.plan,
+    )
+    if plan_path is not None and dist.get_rank() == 0:
+        save_plan(plan_path, plan)
     tables = Tables(specs)
     fuse_optimizer(
         tables,
@@ -106,7 +120,9 @@ def build_loop(setup: Setup, *, device: torch.device, checkpoint: Checkpoint | N
     """Everything ready to train, from the beginning or from `checkpoint`."""
     dataset = Dataset(setup.dataset)
     days = training_days(dataset, setup.train)
-    model = build_sharded_model(setup, dataset, last_day=days[-1], device=device).train()
+    model = build_sharded_model(
+        setup, dataset, last_day=days[-1], device=device, plan_path=setup.run.folder / PLAN
+    ).train()
     parameters = dense_parameters(model)
     optimizer = build_dense_optimizer(parameters, setup.optim)
     tables = places_of(setup.model, setup.tasks, dataset.schema).tables()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -10,47 +9,36 @@ import msgspec
 from stack.base.files import write_bytes
 from stack.data.dataset import Dataset
 from stack.model import places_of
-from stack.tables.cluster import ClusterConfig
-from stack.tables.config import TablesConfig, TableSpec, table_specs
-from stack.tables.placement import Plan, TableOptimizer
+from stack.tables.config import TableSpec, table_specs
+from stack.tables.placement import Plan
 from stack.tables.plan import NoRoomError, plan_tables
-from stack.tables.plan_config import PlanConfig, Sweep
+from stack.tables.plan_config import Sweep
 from stack.tables.plan_file import differences, load_plan, save_plan
 from stack.tables.plan_report import PlanReport, Refusal, report_of
-from stack.tables.plan_request import Load, Request
+from stack.tables.plan_request import Request, request_of
 from stack.tables.plan_show import differences_table, plan_line, plan_tables_shown, ways_table
 from stack.tables.remedy import ways_out
 from stack.tables.sweep import sweep, sweep_table
-from stack.tasks import TasksConfig
 from stack.telemetry.console import say, show
-from stack.towers.config import ModelConfig
-from stack.train.build import training_days
-from stack.train.config import TrainConfig
+from stack.train.build import Setup, training_days
+from stack.train.run_folder import PLAN
 
-PLAN, REPORT, PICTURE = "plan.json", "report.json", "plan.png"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanSetup:
-    """All groups of options that a plan depends on."""
-
-    dataset: Path
-    model: ModelConfig
-    tasks: TasksConfig
-    tables: TablesConfig
-    optimizer: TableOptimizer
-    train: TrainConfig
-    cluster: ClusterConfig
-    plan: PlanConfig
+REPORT, PICTURE = "report.json", "plan.png"
 
 
-def plan(setup: PlanSetup) -> None:
+def plan(setup: Setup) -> None:
     """Shows a plan, or the curve of a sweep, and writes it where `plan.out` says.
 
     Raises:
         NoRoomError: the tables do not fit; the ways out have been shown.
     """
-    request = request_of(setup, specs_of(setup))
+    request = request_of(
+        specs_of(setup),
+        tables=setup.tables,
+        optimizer=setup.optim.tables,
+        cluster=setup.cluster,
+        options=setup.plan,
+    )
     folder = None if setup.plan.out is None else Path(setup.plan.out)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +60,7 @@ def plan(setup: PlanSetup) -> None:
         _write(report, folder)
 
 
-def specs_of(setup: PlanSetup) -> list[TableSpec]:
+def specs_of(setup: Setup) -> list[TableSpec]:
     """The tables of `plan.rows`, or those that the model reads of the prepared dataset."""
     if setup.plan.rows:
         return table_specs(setup.tables, names=setup.plan.rows, num_rows=setup.plan.rows)
@@ -80,25 +68,6 @@ def specs_of(setup: PlanSetup) -> list[TableSpec]:
     names = places_of(setup.model, setup.tasks, dataset.schema).tables()
     last_day = training_days(dataset, setup.train)[-1]
     return table_specs(setup.tables, names=names, num_rows=dataset.num_rows(last_day))
-
-
-def request_of(setup: PlanSetup, specs: list[TableSpec]) -> Request:
-    """What the planner is asked; tables that `tables.shardings` names are not its to choose."""
-    options = setup.plan
-    return Request(
-        tables=tuple(specs),
-        cluster=setup.cluster.resolved(),
-        optimizer=setup.optimizer,
-        free=frozenset(spec.name for spec in specs if options.choose and spec.name not in setup.tables.shardings),
-        load=Load(
-            num_timelines=options.timelines,
-            ids_per_timeline=options.ids_per_timeline,
-            ids=options.ids,
-            distinct_share=options.distinct_share,
-        ),
-        host_memory=options.host_memory,
-        data_parallel_mib=setup.tables.data_parallel_mib,
-    )
 
 
 def _sweep(request: Request, what: Sweep, *, num_doublings: int, folder: Path | None) -> None:

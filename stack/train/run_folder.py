@@ -5,6 +5,7 @@
     runs/<name>/
       config.yaml       the composed configuration
       versions.json     code, packages, machine, seed
+      plan.json         where the tables went
       steps.jsonl       a line for every step
       tensorboard/      curves
       checkpoints/      one folder for each, named by its step
@@ -32,12 +33,14 @@ CONFIG = "config.yaml"
 VERSIONS = "versions.json"
 STEPS = "steps.jsonl"
 CURVES = "tensorboard"
+PLAN = "plan.json"
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
 
 _GROUPS = ("data", "model", "tasks", "tables", "optim", "train", "run")
 _MAY_CHANGE = frozenset(
-    {"run.dir", "run.name", "train.resume", "train.num_threads", "train.num_prefetch", "train.save_every_steps"}
+    {"tables.planner", "tables.plan"}  # a checkpoint's rows go anywhere
+    | {"run.dir", "run.name", "train.resume", "train.num_threads", "train.num_prefetch", "train.save_every_steps"}
     | {"train.log_every_steps", "train.keep_last", "train.max_refused_batches", "train.collective_timeout_seconds"}
 )
 _PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy", "pyarrow", "safetensors", "hydra-core")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from stack.base.errors import CheckpointError
 from stack.checkpoint.load import Checkpoint, complete_checkpoints
 from stack.data.dataset import Dataset
 from stack.model import UserModel, places_of
+from stack.tables.config import Planner
 from stack.tables.shard import dense_module
 from stack.train.build import Setup, build_sharded_model
 from stack.train.run_folder import CHECKPOINTS, CONFIG
@@ -57,7 +58,8 @@ def open_run(setup: Setup, *, step: int | None, device: torch.device) -> Trained
     days = checkpoint.manifest.context.data_days
     tables = places_of(setup.model, setup.tasks, dataset.schema).tables()
     check_context(checkpoint, context_of(dataset, days=days, tables=tables, composed=setup.composed))
-    model = build_sharded_model(setup, dataset, last_day=days[-1], device=device).eval()
+    alone = replace(setup, tables=replace(setup.tables, planner=Planner.fixed, plan=None))  # its plan was for training
+    model = build_sharded_model(alone, dataset, last_day=days[-1], device=device).eval()
     restore_model(model, checkpoint)
     user_model = dense_module(model)
     assert isinstance(user_model, UserModel)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from stack.__main__ import main
-from stack.tables.plan_file import load_plan
+from stack.tables.placement import Plan, Sharding, TableOptimizer
+from stack.tables.plan_file import load_plan, save_plan
 from tests.tables.planning import GIB, PAPER
 
 PNG = b"\x89PNG"
@@ -123,5 +124,61 @@ def test_what_cannot_be_planned_is_one_line(capsys: pytest.CaptureFixture[str], 
     model = () if "plan.rows={}" in words else ("model=dupn_paper",)
     out, err = answer(capsys, *model, *words, status=2)
     assert out == ""
+    assert err.startswith(f"stack: {line}")
+    assert err.count("\n") == 1
+
+
+def trained(prepared: Path, folder: Path, name: str, *words: str) -> tuple[list[float], Path]:
+    """Losses of two steps and the plan of a run."""
+    options = ("model=mean", "tasks=ctr", "train.max_steps=2", "train.batch_size=16", "train.num_threads=1")
+    assert main(["train", f"data.out={prepared}", f"run.dir={folder}", f"run.name={name}", *options, *words]) == 0
+    steps = [json.loads(line) for line in (folder / name / "steps.jsonl").read_text().splitlines()]
+    return [step["loss"] for step in steps], folder / name / "plan.json"
+
+
+def test_training_follows_torchrecs_planner_or_a_pinned_plan_and_keeps_the_plan(
+    capsys: pytest.CaptureFixture[str], prepared: Path, tmp_path: Path
+) -> None:
+    fixed, _ = trained(prepared, tmp_path, "fixed")
+    chosen, plan = trained(prepared, tmp_path, "chosen", "tables.planner=torchrec")
+    # a small table that the options leave row-wise, and one that they name
+    named = ("tables.planner=torchrec", "tables.shardings.shop=column_wise", "tables.dims.shop=24")
+    pinned, again = trained(prepared, tmp_path, "pinned", f"tables.plan={plan}")
+    assert pinned == chosen == fixed
+    assert load_plan(again) == load_plan(plan)
+    trained(prepared, tmp_path, "named", *named)
+    assert load_plan(tmp_path / "named" / "plan.json").table("shop").sharding is Sharding.column_wise
+    # a run that followed a plan is resumed without it, and evaluated in one process
+    assert trained(prepared, tmp_path, "chosen", "train.max_steps=2")[0] == chosen
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["tables.plan=other.json"], "the plan other.json cannot be read (No such file or directory)"),
+        (["tables.plan=plan.json"], "the plan is for processes=64, this job has 1: plan again, or start it so"),
+        (
+            ["tables.planner=torchrec", "cluster=h100x64"],
+            "tables.planner=torchrec plans for cluster.device=cuda, this job has cpu: choose the cluster",
+        ),
+        (
+            ["tables.planner=torchrec", "cluster=cpu_hosts"],
+            "tables.planner=torchrec plans for cpu_hosts, 4 hosts of 2 processes; this job has 1 in all and 1 a host",
+        ),
+    ],
+)
+def test_a_plan_that_this_job_cannot_follow_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    line: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    many = Plan(device="cpu", world_size=64, local_size=8, optimizer=TableOptimizer.rowwise_adagrad, tables=())
+    save_plan(tmp_path / "plan.json", many)
+    assert main(["train", f"data.out={prepared}", "run.name=x", *words]) == 2
+    err = capsys.readouterr().err
     assert err.startswith(f"stack: {line}")
     assert err.count("\n") == 1
