@@ -1,8 +1,6 @@
-"""Lookups and updates against a plain matrix and row-wise Adagrad written out, on one and on two processes."""
+"""What lookups answer, on one process; `test_sharding` has the numbers of training."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
@@ -11,104 +9,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from stack.base.dist import process_group
+from stack.base.dist import World, process_group
 from stack.base.errors import ConfigError, DataError
 from stack.data.batch import Jagged
 from stack.tables import collection
-from stack.tables.collection import Tables
-from stack.tables.config import RowType, Sharding, TableOptimizer, TablesConfig, TableSpec, table_specs
+from stack.tables.config import RowType, Sharding, TablesConfig, TableSpec, table_specs
 from stack.tables.first_values import FirstValues
-from stack.tables.optim import fuse_optimizer, set_table_learning_rate
-from stack.tables.shard import dense_parameters, fixed_plan, shard, table_shards
-from tests.distributed.launch import run_ranks
+from stack.tables.optim import set_table_learning_rate
+from stack.tables.shard import dense_parameters, table_shards
 from tests.tables import worker
 
 
-def initial(spec: TableSpec) -> np.ndarray:
-    weight_ND = torch.empty(spec.num_rows, spec.dim)
-    FirstValues(seed=worker.SEED, init_range=worker.INIT_RANGE).fill(
-        weight_ND, table=spec.name, dim=spec.dim, first_row=0
-    )
-    return weight_ND.numpy().astype(np.float64)
-
-
-def reference() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Weights and row-wise Adagrad sums by table, one row and one owner at a time."""
-    result = {spec.name: (initial(spec), np.zeros(spec.num_rows)) for spec in worker.SPECS}
-    for step in range(worker.NUM_STEPS):
-        history, candidate, kind, tags = worker.requests(step)
-        gradient = {name: np.zeros_like(weight) for name, (weight, _) in result.items()}
-        for owner in range(worker.NUM_OWNERS):
-            asked = [
-                ("item", [history[owner]]),
-                ("item", [candidate[owner]]),
-                ("type", [kind[owner]]),
-                ("tags", tags[owner]),
-            ]
-            for which, (name, ids) in enumerate(asked):
-                weight = result[name][0]
-                incoming = worker.targets(step, weight.shape[1], which)[owner]
-                for row in ids:
-                    gradient[name][row if 0 <= row < len(weight) else 0] += incoming / len(ids)
-        for name, (weight, total) in result.items():
-            for row in range(len(weight)):
-                total[row] += np.mean(gradient[name][row] ** 2)
-                weight[row] -= worker.LEARNING_RATE * gradient[name][row] / (np.sqrt(total[row]) + worker.EPS)
-    return result
-
-
-@pytest.fixture(scope="module")
-def ranks() -> dict[int, list[list[dict]]]:
-    """What each rank of one and of two processes holds after training."""
-    return {
-        size: [json.loads(output) for output in run_ranks("tests.tables.worker", world_size=size)] for size in (1, 2)
-    }
-
-
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_tables_equal_a_plain_matrix_with_row_wise_adagrad(ranks: dict, world_size: int) -> None:
-    shards = [rows for rank in ranks[world_size] for rows in rank]
-    for name, (weight, total) in reference().items():
-        parts = sorted((rows for rows in shards if rows["name"] == name), key=lambda rows: rows["first_row"])
-        np.testing.assert_allclose(np.concatenate([part["weight"] for part in parts]), weight, atol=2e-6)
-        np.testing.assert_allclose(np.concatenate([part["state"]["momentum1"] for part in parts]), total, rtol=1e-5)
-        assert {part["num_rows"] for part in parts} == {len(weight)}
-
-
-def test_two_processes_split_rows_in_blocks_and_whole_tables_by_sharding(ranks: dict) -> None:
-    held = [{rows["name"]: (rows["first_row"], len(rows["weight"])) for rows in rank} for rank in ranks[2]]
-    assert held[0]["item"] == (0, 12)
-    assert held[1]["item"] == (12, 11)
-    assert ("type" in held[0]) != ("type" in held[1])
-
-
-def test_jagged_ids_give_means_and_zeros_for_owners_without_ids() -> None:
+@pytest.mark.parametrize("sharding", Sharding)
+def test_jagged_ids_give_means_and_zeros_for_owners_without_ids(sharding: Sharding) -> None:
     with process_group(device=torch.device("cpu")):
-        model = _sharded()
+        model = _sharded(sharding)
         rows_ND = _rows(model, "item")
         answer = model.module.tables(
             {"item": [Jagged(values_N=torch.tensor([2, 5, 99]), lengths=torch.tensor([2, 0, 1]))]}
         )
-        expected = torch.stack([(rows_ND[2] + rows_ND[5]) / 2, torch.zeros(8), rows_ND[0]])
+        expected = torch.stack([(rows_ND[2] + rows_ND[5]) / 2, torch.zeros(12), rows_ND[0]])
         torch.testing.assert_close(answer["item"][0], expected)
 
 
-def test_unknown_and_negative_ids_share_row_zero_and_unasked_tables_stay_as_they_were() -> None:
+@pytest.mark.parametrize("sharding", Sharding)
+def test_unknown_and_negative_ids_share_row_zero_and_unasked_tables_stay_as_they_were(sharding: Sharding) -> None:
     with process_group(device=torch.device("cpu")):
-        model = _sharded()
+        model = _sharded(sharding)
         before = {name: _rows(model, name) for name in ("item", "tags")}
         answer = model.module.tables({"item": [torch.tensor([0, -1, 23, 10**12])]})["item"][0]
-        torch.testing.assert_close(answer, before["item"][0].expand(4, 8))
+        torch.testing.assert_close(answer, before["item"][0].expand(4, 12))
         answer.sum().backward()
         moved = (_rows(model, "item") != before["item"]).any(1)
         assert moved.tolist() == [True] + [False] * 22
         assert torch.equal(_rows(model, "tags"), before["tags"])
 
 
-def test_no_ids_at_all_is_an_answer_too() -> None:
+@pytest.mark.parametrize("sharding", Sharding)
+def test_no_ids_at_all_is_an_answer_too(sharding: Sharding) -> None:
     with process_group(device=torch.device("cpu")):
-        answer = _sharded().module.tables({"item": [torch.empty(0, dtype=torch.int64)], "type": []})
-        assert answer["item"][0].shape == (0, 8)
+        answer = _sharded(sharding).module.tables({"item": [torch.empty(0, dtype=torch.int64)], "type": []})
+        assert answer["item"][0].shape == (0, 12)
         assert answer["type"] == []
 
 
@@ -123,9 +64,10 @@ def test_distinct_ids_are_the_same_by_marking_and_by_sorting(ids: list[int], num
     assert distinct_U[position_N].tolist() == ids
 
 
-def test_a_new_learning_rate_holds_from_the_next_backward_pass() -> None:
+@pytest.mark.parametrize("sharding", Sharding)
+def test_a_new_learning_rate_holds_from_the_next_backward_pass(sharding: Sharding) -> None:
     with process_group(device=torch.device("cpu")):
-        model = _sharded()
+        model = _sharded(sharding)
         set_table_learning_rate(model, 0.0)
         before = _rows(model, "item")
         model.module.tables({"item": [torch.tensor([3])]})["item"][0].sum().backward()
@@ -180,11 +122,9 @@ def test_bad_table_settings_are_refused_by_name() -> None:
         table_specs(TablesConfig(), names=["item", "shop"], num_rows={"item": 3})
 
 
-def _sharded() -> DistributedModelParallel:
-    tables = Tables(worker.SPECS)
-    fuse_optimizer(tables, optimizer=TableOptimizer.rowwise_adagrad, learning_rate=0.1, eps=1e-8)
-    plan = fixed_plan(worker.SPECS, world_size=1, local_size=1, device="cpu", optimizer=TableOptimizer.rowwise_adagrad)
-    return shard(worker.Model(tables), plan=plan, device=torch.device("cpu"), seed=1, init_range=0.05)
+def _sharded(sharding: Sharding = Sharding.row_wise) -> DistributedModelParallel:
+    """On this one process."""
+    return worker.build(worker.Case(sharding=sharding), World(), seed=1)
 
 
 def _rows(model: DistributedModelParallel, name: str) -> torch.Tensor:

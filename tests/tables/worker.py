@@ -1,31 +1,97 @@
-"""A few steps of lookups with gradients on one rank; prints the rows it holds at the end as JSON.
+"""A few steps of lookups with gradients on one rank, for each of many cases; saves, loads, and prints what it holds.
 
 The requests are fixed by the step and cut between ranks, so that any number of them does the same global work.
 """
 
 from __future__ import annotations
 
-import json
 import sys
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stack.base.dist import World, process_group
+from stack.checkpoint.load import open_checkpoint
+from stack.checkpoint.save import save_checkpoint
 from stack.data.batch import Jagged
 from stack.tables.collection import Tables
-from stack.tables.config import Sharding, TableOptimizer, TableSpec
+from stack.tables.config import Communication, RowType, Sharding, TableOptimizer, TableSpec
 from stack.tables.optim import fuse_optimizer
-from stack.tables.shard import fixed_plan, shard, table_shards
+from stack.tables.shard import fixed_plan, reset_rows, shard, table_shards
+from stack.train.ranks import barrier
+from tests.checkpoint.saving import CONTEXT, loop
 
-SPECS = (
-    TableSpec(name="item", num_rows=23, dim=8),
-    TableSpec(name="type", num_rows=7, dim=4, sharding=Sharding.table_wise),
-    TableSpec(name="tags", num_rows=11, dim=4),
-)
+SHAPES = {"item": (23, 12), "type": (7, 4), "tags": (11, 8)}
 SEED, INIT_RANGE, LEARNING_RATE, EPS = 3, 0.05, 0.1, 1e-8
 NUM_STEPS, NUM_OWNERS = 4, 12
+CUTS = {1: (0, 12), 2: (0, 8, 12), 4: (0, 5, 5, 8, 12)}
+"""Owners by rank: uneven on purpose; the second of four has none."""
+RESET_ROWS = (0, 5, 13, 22)
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """One sharding of the tables (`others`: exceptions by table), with an optimizer and a type of rows."""
+
+    sharding: Sharding
+    optimizer: TableOptimizer = TableOptimizer.rowwise_adagrad
+    dtype: RowType = RowType.fp32
+    others: dict[str, Sharding] = {}
+    communication: Communication = Communication.fp32
+
+    @property
+    def name(self) -> str:
+        parts = (self.sharding, self.optimizer, self.dtype, self.communication)
+        return "-".join([*(part.value for part in parts), *(f"{k}-{v.value}" for k, v in self.others.items())])
+
+    def specs(self) -> list[TableSpec]:
+        return [
+            TableSpec(
+                name=name, num_rows=rows, dim=dim, sharding=self.others.get(name, self.sharding), dtype=self.dtype
+            )
+            for name, (rows, dim) in SHAPES.items()
+        ]
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run of ranks does: trains and saves `cases`, then loads what was saved elsewhere into other cases."""
+
+    folder: str
+    cases: list[Case] = []
+    loads: list[tuple[str, Case]] = []
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """A block of a table on one rank; state is flat."""
+
+    name: str
+    num_rows: int
+    dim: int
+    first_row: int
+    first_column: int
+    written: bool
+    dtype: str
+    weight: list[list[float]]
+    state: dict[str, list[float]]
+
+
+class Trained(msgspec.Struct, frozen=True, kw_only=True):
+    """`answers` by step and request, for this rank's owners; `scale_gradient` by step; `reset`: after `reset_rows`."""
+
+    answers: list[list[list[list[float]]]]
+    scale_gradient: list[float]
+    held: list[Held]
+    reset: list[Held]
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank prints; `loaded` with the names of the tables whose state was merged."""
+
+    trained: list[Trained]
+    loaded: list[tuple[list[Held], list[str]]]
 
 
 class Model(nn.Module):
@@ -54,42 +120,72 @@ def targets(step: int, width: int, which: int) -> np.ndarray:
     return np.random.default_rng([step, which]).normal(size=(NUM_OWNERS, width)).astype(np.float32)
 
 
-def run(world: World) -> list[dict[str, object]]:
-    """Trains and returns this rank's rows."""
-    tables = Tables(SPECS)
-    fuse_optimizer(tables, optimizer=TableOptimizer.rowwise_adagrad, learning_rate=LEARNING_RATE, eps=EPS)
-    plan = fixed_plan(
-        SPECS,
-        world_size=world.size,
-        local_size=world.local_size,
-        device="cpu",
-        optimizer=TableOptimizer.rowwise_adagrad,
-    )
-    model = shard(Model(tables), plan=plan, device=torch.device("cpu"), seed=SEED, init_range=INIT_RANGE)
-    # Uneven on purpose: rank 1 of 2 has 4 owners, rank 0 has 8.
-    cut = [0, NUM_OWNERS] if world.size == 1 else [0, 8, NUM_OWNERS]
-    mine = slice(cut[world.rank], cut[world.rank + 1])
+def build(case: Case, world: World, *, seed: int = SEED) -> DistributedModelParallel:
+    """The case's model over the processes there are."""
+    specs = case.specs()
+    tables = Tables(specs)
+    fuse_optimizer(tables, optimizer=case.optimizer, learning_rate=LEARNING_RATE, eps=EPS)
+    plan = fixed_plan(specs, world_size=world.size, local_size=world.local_size, device="cpu", optimizer=case.optimizer)
+    return shard(
+        Model(tables), plan=plan, device=torch.device("cpu"), seed=seed, init_range=INIT_RANGE,
+        communication=case.communication,
+    )  # fmt: skip
+
+
+def train(model: DistributedModelParallel, world: World) -> tuple[list[list[list[list[float]]]], list[float]]:
+    """The answers of each step, and the gradient of the dense parameter, which stays as it is."""
+    mine = slice(*CUTS[world.size][world.rank : world.rank + 2])
+    all_answers, gradients = [], []
     for step in range(NUM_STEPS):
         history, candidate, kind, tags = requests(step)
         own_tags = tags[mine]
         jagged = Jagged(
             values_N=torch.tensor([tag for owner in own_tags for tag in owner], dtype=torch.int64),
-            lengths=torch.tensor([len(owner) for owner in own_tags]),
+            lengths=torch.tensor([len(owner) for owner in own_tags], dtype=torch.int64),
         )
         answers = model(*(torch.from_numpy(ids[mine]) for ids in (history, candidate, kind)), jagged)
-        gradients = [torch.from_numpy(targets(step, v.shape[1], i)[mine]) for i, v in enumerate(answers)]
-        loss = sum(((vectors * gradient).sum() for vectors, gradient in zip(answers, gradients, strict=True)))
-        (loss * world.size).backward()  # TorchRec and DDP average over ranks; the job sums
+        incoming = [torch.from_numpy(targets(step, v.shape[1], i)[mine]) for i, v in enumerate(answers)]
+        loss = torch.stack([(vectors * gradient).sum() for vectors, gradient in zip(answers, incoming, strict=True)])
+        model.zero_grad()
+        (loss.sum() * world.size).backward()  # TorchRec and DDP average over ranks; the job sums
+        all_answers.append([vectors.tolist() for vectors in answers])
+        gradients.append(float(model.module.scale.grad))
+    return all_answers, gradients
+
+
+def held(model: DistributedModelParallel) -> list[Held]:
     return [
-        {
-            "name": rows.name, "num_rows": rows.num_rows, "first_row": rows.first_row,
-            "weight": rows.weight_ND.tolist(), "state": {k: v.tolist() for k, v in rows.state.items()},
-        }
+        Held(
+            name=rows.name, num_rows=rows.num_rows, dim=rows.dim, first_row=rows.first_row,
+            first_column=rows.first_column, written=rows.written, dtype=str(rows.weight_ND.dtype),
+            weight=rows.weight_ND.tolist(), state={key: value.flatten().tolist() for key, value in rows.state.items()},
+        )
         for rows in table_shards(model)
     ]  # fmt: skip
 
 
+def run(order: Order, world: World) -> Done:
+    trained, loaded = [], []
+    for case in order.cases:
+        model = build(case, world)
+        answers, gradients = train(model, world)
+        at_end = held(model)
+        save_checkpoint(
+            Path(order.folder) / case.name, step=1, shards=table_shards(model), dense={}, optimizer={}, loop=loop(1),
+            context=CONTEXT, rank=world.rank, world_size=world.size, barrier=barrier,
+        )  # fmt: skip
+        reset_rows(model, "item", torch.tensor(RESET_ROWS))
+        trained.append(Trained(answers=answers, scale_gradient=gradients, held=at_end, reset=held(model)))
+    for path, case in order.loads:
+        model = build(case, world, seed=99)
+        merged = open_checkpoint(Path(path)).restore(table_shards(model))
+        loaded.append((held(model), merged))
+    return Done(trained=trained, loaded=loaded)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    given = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Order)
     with process_group(device=torch.device("cpu")) as here:
-        sys.stdout.write(json.dumps(run(here)))
+        result = run(given, here)
+    sys.stdout.write(msgspec.json.encode(result).decode())
