@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from stack.layers.padding import Layout, events_before_moments
 from stack.tasks import TASKS, Enabled, Task, TaskConfig, TaskInputs, TaskOutput, TasksConfig
 from stack.towers.behavior import PropertyEncoder, build_encoder
 from stack.towers.config import ModelConfig
-from stack.towers.lookup import Lookup, select_owners
+from stack.towers.lookup import AnyTables, Lookup, select_owners
 from stack.towers.time import NUM_GAPS
 from stack.towers.user import UserInputs, UserState, UserTower
 
@@ -46,13 +47,26 @@ class Places:
         return tuple(sorted({feature.table for feature in features}))
 
 
-class UserModel(nn.Module):
-    """`forward(batch)` gives each task's output; the halves that serving needs are `user_half`, `Task.item_half` and
-    `Task.score`, none of which knows of tables."""
+@dataclass(frozen=True, kw_only=True)
+class AskedBatch:
+    """A batch whose ids the tables were asked for: `ids` is what they made of that. `layout` and `lookup` say where the
+    vectors belong."""
 
-    def __init__(self, *, tables: nn.Module, user: UserTower, tasks: dict[str, Task], places: Places) -> None:
+    batch: Batch
+    layout: Layout
+    lookup: Lookup
+    ids: object
+
+
+class Dense(nn.Module):
+    """All of the model but its tables: the user tower and the tasks on its representation.
+
+    A module of its own, and `UserModel.forward` little more than tables before it, because TorchRec's pipeline has to
+    find by tracing which of a batch's tensors the tables are asked for.
+    """
+
+    def __init__(self, *, user: UserTower, tasks: dict[str, Task], places: Places) -> None:
         super().__init__()
-        self.tables = tables
         self.user = user
         self.tasks = nn.ModuleDict(tasks)
         self.places = places
@@ -70,44 +84,27 @@ class UserModel(nn.Module):
         assert isinstance(task, Task)
         return task
 
-    def forward(self, batch: Batch) -> dict[str, TaskOutput]:
-        """Outputs of all tasks by name; every task runs, also on no examples."""
-        layout = events_before_moments(batch.num_events_B, batch.moment_row_M, batch.moment_position_M)
-        vectors = self._look_up(batch, layout)
-        state = self.user_half(self._inputs(batch, layout, vectors))
+    def forward(self, asked: AskedBatch, found: dict[str, list[Tensor]]) -> dict[str, TaskOutput]:
+        """Outputs of all tasks by name, from the tables' answer; every task runs, also on no examples."""
+        vectors = asked.lookup.join(found, like=asked.batch.moment_time_M)
+        state = self.user_half(self._inputs(asked.batch, asked.layout, vectors))
         outputs: dict[str, TaskOutput] = {}
         for name in self.tasks:
             task = self.task(name)
-            examples = batch.groups[task.group]
+            examples = asked.batch.groups[task.group]
             nothing_E0 = state.rep_MR.new_zeros(examples.num_examples, 0)
             outputs[name] = task(state, vectors.get(f"candidate.{task.group}", nothing_E0), examples)
         return outputs
+
+    def represent(self, asked: AskedBatch, found: dict[str, list[Tensor]]) -> UserState:
+        """The user half alone, from the tables' answer."""
+        vectors = asked.lookup.join(found, like=asked.batch.moment_time_M)
+        return self.user_half(self._inputs(asked.batch, asked.layout, vectors))
 
     def user_half(self, inputs: UserInputs) -> UserState:
         """What the tasks need of the user, from looked-up vectors."""
         state: UserState = self.user(inputs, self.target)
         return state
-
-    def representation(self, batch: Batch) -> UserState:
-        """The user half of a batch alone: no candidates are looked up."""
-        layout = events_before_moments(batch.num_events_B, batch.moment_row_M, batch.moment_position_M)
-        return self.user_half(self._inputs(batch, layout, self._look_up(batch, layout, candidates=False)))
-
-    def _look_up(self, batch: Batch, layout: Layout, *, candidates: bool = True) -> dict[str, Tensor]:
-        """Vectors of kept events, profiles, queries and candidates, concatenated by place."""
-        lookup = Lookup()
-        events = {
-            feature.name: select_owners(batch.event[feature.name], layout.keep_T) for feature in self.places.event
-        }
-        profile = batch.profile | {USER_FEATURE.name: batch.user_B}
-        lookup.add("event", self.places.event, events, int(layout.slot_N.shape[0]))
-        lookup.add("profile", self.places.profile, profile, batch.num_timelines)
-        lookup.add("query", self.places.query, batch.query, batch.num_moments)
-        if candidates:
-            for name, features in self.places.candidate.items():
-                examples = batch.groups[name]
-                lookup.add(f"candidate.{name}", features, examples.ids, examples.num_examples)
-        return lookup.run(self.tables, like=batch.moment_time_M)
 
     def _inputs(self, batch: Batch, layout: Layout, vectors: dict[str, Tensor]) -> UserInputs:
         num_kept = layout.slot_N.shape[0]
@@ -126,6 +123,79 @@ class UserModel(nn.Module):
             position_M=batch.moment_position_M,
             row_M=None if one_each else batch.moment_row_M,
         )
+
+
+class UserModel(nn.Module):
+    """`forward(batch)` gives each task's output; the halves that serving needs are `user_half`, `Task.item_half` and
+    `Task.score`, none of which knows of tables."""
+
+    def __init__(self, *, tables: nn.Module, dense: Dense) -> None:
+        """`tables` are `stack.towers.lookup.AnyTables`."""
+        super().__init__()
+        self.tables = tables
+        self.dense = dense
+
+    @property
+    def user(self) -> UserTower:
+        return self.dense.user
+
+    @property
+    def tasks(self) -> nn.ModuleDict:
+        return self.dense.tasks
+
+    @property
+    def places(self) -> Places:
+        return self.dense.places
+
+    @property
+    def target(self) -> TargetAttention | None:
+        """The attention by candidate, which lives in the task that scores candidates."""
+        return self.dense.target
+
+    def task(self, name: str) -> Task:
+        """The task called `name`."""
+        return self.dense.task(name)
+
+    def ask(self, batch: Batch, *, candidates: bool = True) -> AskedBatch:
+        """Asks the tables for a batch that will be computed later, whatever is computed until then: of the model it
+        reads nothing that learns. With several processes the tables expect every one to ask equally often, in the
+        order of the batches."""
+        layout = events_before_moments(batch.num_events_B, batch.moment_row_M, batch.moment_position_M)
+        lookup = self._lookup(batch, layout, candidates=candidates)
+        ids = cast(AnyTables, self.tables).ask(lookup.requests)
+        return AskedBatch(batch=batch, layout=layout, lookup=lookup, ids=ids)
+
+    def forward(self, batch: Batch | AskedBatch) -> dict[str, TaskOutput]:
+        """Outputs of all tasks by name; a batch that was not asked for before is now."""
+        if isinstance(batch, Batch):
+            batch = self.ask(batch)
+        outputs: dict[str, TaskOutput] = self.dense(batch, self.tables(batch.ids))
+        return outputs
+
+    def user_half(self, inputs: UserInputs) -> UserState:
+        """What the tasks need of the user, from looked-up vectors."""
+        return self.dense.user_half(inputs)
+
+    def representation(self, batch: Batch) -> UserState:
+        """The user half of a batch alone: no candidates are looked up."""
+        asked = self.ask(batch, candidates=False)
+        return self.dense.represent(asked, self.tables(asked.ids))
+
+    def _lookup(self, batch: Batch, layout: Layout, *, candidates: bool) -> Lookup:
+        """Requests for kept events, profiles, queries and candidates, by place."""
+        lookup = Lookup()
+        events = {
+            feature.name: select_owners(batch.event[feature.name], layout.keep_T) for feature in self.places.event
+        }
+        profile = batch.profile | {USER_FEATURE.name: batch.user_B}
+        lookup.add("event", self.places.event, events, int(layout.slot_N.shape[0]))
+        lookup.add("profile", self.places.profile, profile, batch.num_timelines)
+        lookup.add("query", self.places.query, batch.query, batch.num_moments)
+        if candidates:
+            for name, features in self.places.candidate.items():
+                examples = batch.groups[name]
+                lookup.add(f"candidate.{name}", features, examples.ids, examples.num_examples)
+        return lookup
 
 
 def enabled_tasks(config: TasksConfig, schema: Schema) -> tuple[list[str], list[str]]:
@@ -226,11 +296,12 @@ def build_model(
         target = _build_target(config, places, width(places.event), encoder.num_states) if name == "ctr" else None
         options: TaskConfig = getattr(tasks, name)
         inputs = TaskInputs(
-            group=group, num_rep=user.num_outputs, num_candidate=width(group.candidate), norm=config.norm,
+            group=group, num_rep=user.num_outputs, num_candidate=width(group.candidate),
+            norm=config.norm if options.norm is None else options.norm,
             dropout=config.dropout if options.dropout is None else options.dropout, target=target,
         )  # fmt: skip
         built[name] = TASKS[name].build(options, inputs)
-    return UserModel(tables=tables, user=user, tasks=built, places=places)
+    return UserModel(tables=tables, dense=Dense(user=user, tasks=built, places=places))
 
 
 def _build_target(config: ModelConfig, places: Places, num_item: int, num_states: int) -> TargetAttention | None:

@@ -6,6 +6,7 @@ features.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,6 +27,13 @@ class FollowConfig(TaskConfig):
     dense_features: bool = False
     # feed the group's standardised ranking features (past offers and responses) to the head, beside representation
     # and icon; the paper has none
+    prior: float = 0.5
+    # the share of positives to start from; where it is small, half of a short training goes into finding it out
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.prior < 1.0:
+            raise ConfigError(f"tasks.follow.prior is {self.prior}: it must be above 0 and below 1")
 
 
 @TASKS.register("follow")
@@ -34,13 +42,21 @@ class FollowTask(Task):
 
     With the ranking features, these join the input and also have a linear path of their own to the logit (Cheng et al.
     2016, Wide & Deep): responses are rare, and what a few counts tell must not wait for 90,000 weights to learn it.
+    At the start the score is the log-odds of `prior` for all (Lin et al. 2017, section 3.3).
     """
 
     group: ClassVar[str] = "follow"
     looks_up_candidates: ClassVar[bool] = True
 
     def __init__(
-        self, *, num_rep: int, num_candidate: int, num_dense: int = 0, norm: Norm = Norm.none, dropout: float = 0.0
+        self,
+        *,
+        num_rep: int,
+        num_candidate: int,
+        num_dense: int = 0,
+        prior: float = 0.5,
+        norm: Norm = Norm.none,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.standardize = Standardize(num_features=num_dense) if num_dense else None
@@ -48,12 +64,13 @@ class FollowTask(Task):
             num_rep=num_rep, num_candidate=num_candidate, num_encoded=128, widths=(128, 128), norm=norm,
             dropout=dropout, num_dense=num_dense,
         )  # fmt: skip
-        self.wide = nn.Linear(num_dense, 1) if num_dense else None
-        if self.wide is not None:  # begins at even odds, from where the few parameters of the wide part lead
-            for part in (self.wide, self.head.join.rest[-1]):
-                assert isinstance(part, nn.Linear)
-                nn.init.zeros_(part.weight)
-                nn.init.zeros_(part.bias)
+        self.wide = nn.Linear(num_dense, 1, bias=False) if num_dense else None
+        last = self.head.join.rest[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias, math.log(prior / (1 - prior)))
+        if self.wide is not None:
+            nn.init.zeros_(self.wide.weight)
+            nn.init.zeros_(last.weight)
 
     @classmethod
     def build(cls, config: TaskConfig, inputs: TaskInputs) -> FollowTask:
@@ -65,7 +82,8 @@ class FollowTask(Task):
             )
         return cls(
             num_rep=inputs.num_rep, num_candidate=inputs.num_candidate,
-            num_dense=inputs.num_dense if config.dense_features else 0, norm=inputs.norm, dropout=inputs.dropout,
+            num_dense=inputs.num_dense if config.dense_features else 0, prior=config.prior, norm=inputs.norm,
+            dropout=inputs.dropout,
         )  # fmt: skip
 
     def item_half(self, features_EI: Tensor) -> Tensor:

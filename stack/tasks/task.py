@@ -42,6 +42,8 @@ class TaskConfig:
     # share of the task's mean loss in the total
     dropout: float | None = None
     # in the task's head; null is model.dropout
+    norm: Norm | None = None
+    # in the task's head; null is model.norm. Batch norm wants many examples in every batch
 
     def __post_init__(self) -> None:
         if self.dropout is not None and not 0.0 <= self.dropout < 1.0:

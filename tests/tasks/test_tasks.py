@@ -121,9 +121,7 @@ def test_follow_scores_are_the_head_on_representation_icon_and_standardised_feat
     for part in (task.wide, task.head.join.rest[-1]):
         assert isinstance(part, nn.Linear)
         assert not part.weight.any()
-        assert not part.bias.any()
         nn.init.normal_(part.weight)
-        nn.init.normal_(part.bias)
     examples, user, icon_EI = _examples(num_dense=3, responded=[1.0, 0.0, 0.0, 1.0]), _user(), torch.randn(4, 16)
     output = task(user, icon_EI, examples)
     dense_EF = examples.dense_EF
@@ -133,8 +131,16 @@ def test_follow_scores_are_the_head_on_representation_icon_and_standardised_feat
         assert isinstance(layer, nn.Linear)
         hidden = hidden @ layer.weight.T + layer.bias
         hidden = hidden.clamp(min=0) if layer.out_features > 1 else hidden
-    linear = standard_EF @ task.wide.weight[0] + task.wide.bias
+    linear = standard_EF @ task.wide.weight[0]
     torch.testing.assert_close(output.score_E, hidden[:, 0] + linear, atol=1e-4, rtol=1e-5)
+
+
+def test_follow_starts_from_its_prior() -> None:
+    task = FollowTask(num_rep=256, num_candidate=16, num_dense=3, prior=0.02)
+    output = task(_user(), torch.randn(4, 16), _examples(num_dense=3, responded=[1.0, 0.0, 0.0, 1.0]))
+    torch.testing.assert_close(torch.sigmoid(output.score_E), torch.full((4,), 0.02))
+    with pytest.raises(ConfigError, match=r"^tasks\.follow\.prior is 1\.0: it must be above 0 and below 1$"):
+        FollowConfig(prior=1.0)
 
 
 def test_follow_refuses_features_that_the_dataset_does_not_have_and_takes_them_on_request_only() -> None:
@@ -147,7 +153,7 @@ def test_follow_refuses_features_that_the_dataset_does_not_have_and_takes_them_o
         FollowTask.build(FollowConfig(dense_features=True), bare)
     given = replace(bare, group=Group(name="follow", dense=("a", "b")))
     asked, default = (FollowTask.build(FollowConfig(dense_features=on), given) for on in (True, False))
-    assert _count(asked) == _count(default) + 2 * 128 + 3
+    assert _count(asked) == _count(default) + 2 * 128 + 2
 
 
 def test_heads_have_the_papers_sizes() -> None:
