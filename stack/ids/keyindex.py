@@ -1,6 +1,6 @@
 """Keys to slots by open addressing, in whole-array operations: the index of a bounded map.
 
-Legend: N keys of a call, S slots, M entries (a power of two, at least twice the slots).
+Legend: N keys of a call, S slots, M entries (a power of two, at least three times the slots).
 
 An entry is a slot's number, EMPTY, or GONE (its key was removed; a search goes on past it). A search starts at the
 key's hash and steps 1, 2, 3, ... further (triangular probing visits every entry), all keys at once; those not settled
@@ -15,7 +15,7 @@ from torch import Tensor
 from stack.ids.hashing import SALT_INDEX, hash64
 
 _EMPTY, _GONE = -1, -2
-_MOST_FILLED = 0.75
+_MOST_FILLED = 0.6
 
 
 class KeyIndex:
@@ -23,7 +23,7 @@ class KeyIndex:
 
     def __init__(self, num_slots: int, *, device: torch.device) -> None:
         size = 16
-        while size < 2 * num_slots:
+        while size < 3 * num_slots:
             size *= 2
         self._mask = size - 1
         self._entry_M = torch.full((size,), _EMPTY, dtype=torch.int32, device=device)

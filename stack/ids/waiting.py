@@ -59,13 +59,14 @@ class WaitingRoom:
         self._keep(key_N, count_N, hash64(key_N, salt=SALT_WAITING) & self._mask)
 
     def _keep(self, key_N: Tensor, count_N: Tensor, place_N: Tensor) -> None:
-        """Writes, at each place, the key with the highest count, of equals the first; the same on every machine."""
-        if not key_N.numel():
-            return
-        places, which_N = torch.unique(place_N, return_inverse=True)
-        order_N = torch.arange(key_N.shape[0], device=key_N.device)
-        rank_N = count_N.long() * key_N.shape[0] + (key_N.shape[0] - 1 - order_N)
-        best = torch.full_like(places, -1).scatter_reduce_(0, which_N, rank_N, reduce="amax")
-        first_N = best[which_N] == rank_N
-        self._key_W[place_N[first_N]] = key_N[first_N]
-        self._count_W[place_N[first_N]] = count_N[first_N]
+        """Writes, at each place, the key with the highest count, of equals the smallest: whoever is not read back
+        tries again if it is better than who is, so the end does not depend on the order of writing."""
+        while key_N.numel():
+            self._key_W[place_N] = key_N
+            has_N = self._key_W.index_select(0, place_N) == key_N
+            self._count_W[place_N[has_N]] = count_N[has_N]
+            lost = (~has_N).nonzero().squeeze(1)
+            key_N, count_N, place_N = key_N[lost], count_N[lost], place_N[lost]
+            held_key, held_count = self._key_W[place_N], self._count_W[place_N]
+            better = (count_N > held_count) | ((count_N == held_count) & (key_N < held_key))
+            key_N, count_N, place_N = key_N[better], count_N[better], place_N[better]

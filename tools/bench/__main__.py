@@ -4,8 +4,12 @@
     python -m tools.bench loading data=complete_journey train.from_day=2017-11-01
     python -m tools.bench training +experiment=demo train.from_day=2017-11-01 --out training.json
     python -m tools.bench encoding +experiment=demo --batches 4
+    python -m tools.bench ids --out ids.json
+    python -m tools.bench drift
+    python -m tools.bench billion --picture billion.png
 
-All but `ingest` need a prepared dataset. On an idle machine: `conditions.load_average` in the JSON tells how idle.
+`loading`, `training` and `encoding` need a prepared dataset. On an idle machine: `conditions.load_average` in the JSON
+tells how idle.
 """
 
 from __future__ import annotations
@@ -25,6 +29,11 @@ def main() -> None:
 
         pass_once(_workload(arguments), Variant(arguments.variant))
         return
+    if arguments.bench == "drift":
+        from tools.bench import drift
+
+        show(drift.as_table(drift.study()))
+        return
     before = harness.conditions()
     figures = _measure(arguments)
     show(harness.as_table(figures))
@@ -37,6 +46,17 @@ def main() -> None:
 def _measure(arguments: argparse.Namespace) -> list[harness.Figure]:
     if arguments.bench == "ingest":
         return ingest.measure(arguments.overrides, num_rounds=arguments.rounds)
+    if arguments.bench == "ids":
+        from tools.bench import ids
+
+        return ids.measure(num_rounds=arguments.rounds, rows=arguments.rows)
+    if arguments.bench == "billion":
+        from tools.bench import billion
+
+        figures = billion.measure(num_rounds=arguments.rounds, large=arguments.large)
+        if arguments.picture is not None:
+            billion.picture(figures, arguments.picture)
+        return figures
     workload = _workload(arguments)
     if arguments.bench == "encoding":
         from tools.bench import encoding
@@ -68,11 +88,24 @@ def _parser() -> argparse.ArgumentParser:
         bench.add_argument("--rounds", type=int, default=5)
         bench.add_argument("--batches", type=int, default=4, help="batches that `encoding` passes")
         bench.add_argument("--out", type=Path, help="JSON file")
+    _add_benches_of_ids(benches)
     once = benches.add_parser("once", help="one pass in this process (what `encoding` measures the memory of)")
     once.add_argument("variant")
     once.add_argument("overrides", nargs="+")
     once.add_argument("--batches", type=int, required=True)
     return parser
+
+
+def _add_benches_of_ids(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    ids = benches.add_parser("ids", help="ids mapped to rows per second, by each kind of map")
+    ids.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
+    benches.add_parser("drift", help="log loss of managed, hashed and exact ids as popularity drifts")
+    billion = benches.add_parser("billion", help="step time and memory, from a million distinct ids to a billion")
+    billion.add_argument("--large", action="store_true", help="also 1e8 rows in fp16 (about 10 GiB)")
+    billion.add_argument("--picture", type=Path, help="PNG file")
+    for bench in (ids, billion):
+        bench.add_argument("--rounds", type=int, default=3)
+        bench.add_argument("--out", type=Path, help="JSON file")
 
 
 if __name__ == "__main__":
