@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from stack.base.errors import DataError
+from stack.base.errors import ConfigError, DataError
 from stack.base.run import RunConfig
 from stack.base.seed import derive
 from stack.checkpoint.load import Checkpoint
@@ -34,7 +35,7 @@ from stack.train.config import TrainConfig
 from stack.train.loop import Loop
 from stack.train.optim import OptimConfig, build_dense_optimizer, build_schedule
 from stack.train.periodic import Bar, Curves, Line, Periodic, RefusalLimit, Save, StepLog
-from stack.train.ranks import sum_over_ranks
+from stack.train.ranks import same_on_all_ranks, sum_over_ranks
 from stack.train.run_folder import CHECKPOINTS, CURVES, PLAN, STEPS
 from stack.train.saving import NUM_REFUSED, Saver, check_context, context_of, restore_model, restore_optimizer
 from stack.train.step import Stepper
@@ -85,6 +86,10 @@ def build_sharded_model(
         cluster=setup.cluster,
         options=setup.plan,
     )
+    if not same_on_all_ranks(msgspec.json.encode(plan)):
+        raise ConfigError(
+            "the ranks would follow different plans: give all of them the same options, and the same tables.plan"
+        )
     if plan_path is not None and dist.get_rank() == 0:
         save_plan(plan_path, plan)
     tables = Tables(specs)
