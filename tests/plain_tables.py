@@ -30,6 +30,9 @@ class PlainTables(nn.Module):
         super().__init__()
         self.tables = nn.ModuleDict({f"t_{name}": nn.Embedding(num_rows[name], dim) for name, dim in dims.items()})
 
+    def ask(self, requests: Mapping[str, Sequence[Ids]]) -> Mapping[str, Sequence[Ids]]:
+        return requests
+
     def forward(self, requests: Mapping[str, Sequence[Ids]]) -> dict[str, list[Tensor]]:
         return {name: [self._one(f"t_{name}", ids) for ids in asked] for name, asked in requests.items()}
 

@@ -229,7 +229,7 @@ def test_dupn_has_the_papers_number_of_parameters() -> None:
 def test_parameters_depend_on_the_seed_alone() -> None:
     first, second, other = (small_model(seed=seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert not torch.equal(first["user.encoder.weight_item"], other["user.encoder.weight_item"])
+    assert not torch.equal(first["dense.user.encoder.weight_item"], other["dense.user.encoder.weight_item"])
 
 
 def test_a_candidate_of_the_history_has_the_key_of_its_event() -> None:

@@ -21,20 +21,18 @@ an id of several rows gets their sum, and all ids without a row share row 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stack.data.batch import Ids, Jagged
 from stack.data.schema import PADDING_ROW
 from stack.ids.config import IdMode
 from stack.ids.maps import IdMaps
+from stack.tables.asked import Asked, HandOut, LongestOfAll, Renew
 from stack.tables.config import TableSpec
 from stack.tables.first_values import FirstValues
 from stack.tables.fused import FusedOptimizer
@@ -56,36 +54,63 @@ class Tables(nn.Module):
         super().__init__()
         self.specs = {spec.name: spec for spec in specs}
         self.ids = ids
-        self.reset_rows: Callable[[str, Tensor], None] | None = None
+        self.renew = Renew()
         self.collection: nn.Module = _collection(specs)
-        self.replicated: Replicated | None = None
+        self.hand_out = HandOut()
         self.fused: FusedOptimizer | None = None
         self.first_values: FirstValues | None = None
 
+    @property
+    def replicated(self) -> Replicated | None:
+        """The tables that every process holds whole."""
+        return self.hand_out.replicated
+
     def replicate(self, replicated: Replicated) -> None:
         """Hands tables to `replicated`, which holds them whole; the others stay for TorchRec to shard."""
-        self.replicated = replicated
-        self.collection = _collection([spec for name, spec in self.specs.items() if name not in replicated.tables])
+        self.hand_out.replicated = replicated
+        self.collection = _collection([self.specs[name] for name in self.sharded])
+
+    @property
+    def sharded(self) -> tuple[str, ...]:
+        """The tables in TorchRec's hands."""
+        return tuple(name for name in self.specs if self.replicated is None or name not in self.replicated.tables)
 
     @property
     def dims(self) -> dict[str, int]:
         """Width by table."""
         return {name: spec.dim for name, spec in self.specs.items()}
 
-    def forward(self, requests: Mapping[str, Sequence[Ids]]) -> dict[str, list[Tensor]]:
-        """Vectors for every request, by table and in the order asked.
+    def ask(self, requests: Mapping[str, Sequence[Ids]]) -> Asked:
+        """The requests of a step in the form that the lookup takes. Neither reads nor writes weights.
 
-        A tensor of N ids gives (N, D). Jagged ids give the mean over each owner's ids, (owners, D), zeros for an owner
-        without any. With several processes every one must call this the same number of times.
+        Where ids are managed this is their step of admissions and evictions, so batches are asked for in the order in
+        which they are learnt from. With several processes every one must call this the same number of times.
         """
         distinct: dict[str, Tensor] = {}
-        positions: dict[str, Tensor] = {}
+        position: dict[str, Tensor] = {}
         for name in self.specs:
-            distinct[name], positions[name] = self._distinct_rows(name, requests.get(name, ()))
-        if self.ids is not None:
-            self._reset_evicted(self.ids)
-        looked_up = self._look_up_all(distinct)
-        return {name: _spread(looked_up[name], positions[name], asked) for name, asked in requests.items()}
+            distinct[name], position[name] = self._distinct_rows(name, requests.get(name, ()))
+        return Asked(
+            requests=requests,
+            distinct=distinct,
+            position=position,
+            resets={} if self.ids is None else self.ids.drain_resets(),
+            sharded=self.sharded,
+            longest=LongestOfAll(max([1, *(int(distinct[name].shape[0]) for name in self.sharded)])),
+        )
+
+    def forward(self, asked: Asked | Mapping[str, Sequence[Ids]]) -> dict[str, list[Tensor]]:
+        """Vectors for every request, by table and in the order asked; requests that were not asked before are now.
+
+        A tensor of N ids gives (N, D). Jagged ids give the mean over each owner's ids, (owners, D), zeros for an owner
+        without any. With several processes every one must call this the same number of times, in the order of `ask`.
+        """
+        if isinstance(asked, Mapping):
+            asked = self.ask(asked)
+        self.renew(asked)
+        vectors = self.collection(asked.bags) if self.sharded else None
+        found: dict[str, list[Tensor]] = self.hand_out(asked, vectors)
+        return found
 
     def _distinct_rows(self, name: str, asked: Sequence[Ids]) -> tuple[Tensor, Tensor]:
         """The distinct rows (U,) of a table, and for each id which of them are its own: (N,), or (N, K)."""
@@ -96,38 +121,6 @@ class Tables(nn.Module):
         row_UK = self.ids(name, key_U)
         distinct, place = _distinct(row_UK.reshape(-1), num_rows)
         return distinct, place.view(row_UK.shape).index_select(0, position_N)
-
-    def _reset_evicted(self, ids: IdMaps) -> None:
-        """Rows that changed hands in this step begin anew, before they are looked up."""
-        for name, rows in ids.drain_resets().items():
-            assert self.reset_rows is not None, "managed ids come after shard"
-            self.reset_rows(name, rows)
-
-    def _look_up_all(self, distinct: dict[str, Tensor]) -> dict[str, Tensor]:
-        """(U, D) for the distinct ids of each table, wherever it is."""
-        if self.replicated is None:
-            return self._look_up(distinct)
-        here = self.replicated.tables
-        sharded = {name: ids for name, ids in distinct.items() if name not in here}
-        found = self.replicated.look_up({name: distinct[name] for name in here})
-        return found | self._look_up(sharded) if sharded else found
-
-    def _look_up(self, distinct: dict[str, Tensor]) -> dict[str, Tensor]:
-        """(U, D) for the distinct ids of each table, through one call of the collection."""
-        names = list(distinct)
-        counts = [int(ids.shape[0]) for ids in distinct.values()]
-        device = distinct[names[0]].device
-        # TorchRec wants as many bags of each table, and row-wise sharding over gloo as many in each process.
-        num_bags = _largest_over_processes(max(counts), device)
-        bag = torch.arange(num_bags, device=device)
-        asked = KeyedJaggedTensor(
-            keys=names,
-            values=torch.cat(list(distinct.values())),
-            lengths=torch.cat([bag < count for count in counts]).to(torch.int32),
-            stride=num_bags,
-        )
-        vectors = self.collection(asked).to_dict()
-        return {name: vectors[name][:count] for name, count in zip(names, counts, strict=True)}
 
 
 def _collection(specs: Sequence[TableSpec]) -> nn.Module:
@@ -182,36 +175,6 @@ def _distinct(ids: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     asked = torch.zeros(num_rows, dtype=torch.bool, device=ids.device).index_fill_(0, ids, True)
     position = torch.cumsum(asked, 0) - 1
     return asked.nonzero().squeeze(1), position.index_select(0, ids)
-
-
-def _spread(rows_UD: Tensor, position: Tensor, asked: Sequence[Ids]) -> list[Tensor]:
-    """Hands each request its vectors; `position` says for all requests in turn which distinct row an id became, or,
-    of (N, K), which K rows are summed for it."""
-    if position.dim() == 2:
-        summed_ND = functional.embedding_bag(position, rows_UD, mode="sum")
-        return _spread(summed_ND, torch.arange(position.shape[0], device=position.device), asked)
-    vectors: list[Tensor] = []
-    start = 0
-    for ids in asked:
-        count = int((ids.values_N if isinstance(ids, Jagged) else ids).shape[0])
-        own = position[start : start + count]
-        start += count
-        if isinstance(ids, Jagged):
-            offsets = functional.pad(torch.cumsum(ids.lengths, 0), (1, 0))
-            vectors.append(functional.embedding_bag(own, rows_UD, offsets, mode="mean", include_last_offset=True))
-        else:
-            vectors.append(rows_UD.index_select(0, own))
-    return vectors
-
-
-def _largest_over_processes(value: int, device: torch.device) -> int:
-    """The largest `value` of all processes, at least 1 (TorchRec has no empty batch)."""
-    value = max(value, 1)
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return value
-    shared = torch.tensor(value, device=device)
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    return int(shared)
 
 
 def _leave_to_sharding(weight: Tensor) -> Tensor:

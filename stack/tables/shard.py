@@ -57,7 +57,7 @@ def shard(
     for _, tables in found:
         _follow(plan, tables, device)
         tables.first_values = FirstValues(seed=seed, init_range=init_range)
-        tables.reset_rows = partial(reset_rows, tables)
+        tables.renew.reset_rows = partial(reset_rows, tables)
     modules = {
         f"{path}.collection" if path else "collection": torchrec_plan(plan)
         for path, tables in found

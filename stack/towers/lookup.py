@@ -6,19 +6,33 @@ Legend: N owners (events, moments, candidates ...), D width of all features of a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stack.data.batch import Ids, Jagged
 from stack.data.schema import Feature
 
 
+class AnyTables(Protocol):
+    """Tables as dense code knows them. What `ask` returns is the tables' own affair."""
+
+    def ask(self, requests: Mapping[str, Sequence[Ids]]) -> object:
+        """Takes requests by table, before or while others are looked up."""
+        ...
+
+    def __call__(self, asked: object) -> dict[str, list[Tensor]]:
+        """(N, D) for each request of a table, in the order asked."""
+        ...
+
+
 class Lookup:
-    """Collects requests; `run` asks the tables once. Places without features give (N, 0)."""
+    """Collects `requests`, one call's worth; `join` puts the answer back in its places. Places without features give
+    (N, 0)."""
 
     def __init__(self) -> None:
-        self._requests: dict[str, list[Ids]] = {}
+        self.requests: dict[str, list[Ids]] = {}
         self._places: dict[str, list[tuple[str, int]]] = {}
         self._num_owners: dict[str, int] = {}
 
@@ -28,13 +42,12 @@ class Lookup:
         self._num_owners[place] = num_owners
         self._places[place] = []
         for feature in features:
-            asked = self._requests.setdefault(feature.table, [])
+            asked = self.requests.setdefault(feature.table, [])
             self._places[place].append((feature.table, len(asked)))
             asked.append(ids[feature.name])
 
-    def run(self, tables: nn.Module, *, like: Tensor) -> dict[str, Tensor]:
-        """(N, D) by place. `like` gives device of the empty ones."""
-        found: dict[str, list[Tensor]] = tables(self._requests)
+    def join(self, found: Mapping[str, Sequence[Tensor]], *, like: Tensor) -> dict[str, Tensor]:
+        """(N, D) by place, from the tables' answer to `requests`. `like` gives device of the empty ones."""
         return {
             place: torch.cat([found[table][index] for table, index in asked], dim=1)
             if asked

@@ -87,7 +87,7 @@ def test_a_nan_label_moves_nothing_and_the_next_batch_learns(loop: Loop) -> None
     assert all(torch.equal(value, before[name]) for name, value in _state(loop).items())
     assert not loop.stepper(batch, step=1, asked_to_stop=False).refused
     moved = {name for name, value in _state(loop).items() if not torch.equal(value, before[name])}
-    assert {"item", "item/momentum1", "tasks.ctr.item.encode.weight"} <= moved
+    assert {"item", "item/momentum1", "dense.tasks.ctr.item.encode.weight"} <= moved
 
 
 def test_an_infinite_ranking_feature_is_refused_and_never_reaches_running_statistics(loop: Loop) -> None:
