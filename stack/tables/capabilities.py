@@ -22,6 +22,10 @@ REPLICATED_OPTIMIZERS = (TableOptimizer.rowwise_adagrad, TableOptimizer.adagrad,
 """What `stack.tables.replicated` writes out; a row without a gradient stays as it is under all of them."""
 
 
+SUMMED_ON_THE_WAY = (Sharding.row_wise, Sharding.table_row_wise, Sharding.grid)
+"""Their answers come through a reduce-scatter, which cannot add numbers in int8."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
     """What one kind of device can do."""
@@ -83,6 +87,11 @@ def check_capable(
     for spec in specs:
         _check(f"tables.row_type of table '{spec.name}'", spec.dtype, able.row_types, device)
         _check(f"tables.sharding of table '{spec.name}'", spec.sharding, able.shardings, device)
+        if communication is Communication.int8 and spec.sharding in SUMMED_ON_THE_WAY:
+            raise ConfigError(
+                f"tables.communication=int8 is not possible for table '{spec.name}', which is {spec.sharding.value}: "
+                "its vectors are summed on the way; choose fp16, or the sharding table_wise or column_wise"
+            )
         if spec.sharding is Sharding.data_parallel:
             _check_replicated(spec, optimizer, data_parallel_mib)
 

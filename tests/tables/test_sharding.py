@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from stack.tables.config import RowType, Sharding, TableOptimizer
+from stack.tables.config import Communication, RowType, Sharding, TableOptimizer
 from tests.distributed.launch import run_ranks
 from tests.tables.oracle import assembled, blocks_of, expected, first_weights
 from tests.tables.worker import CUTS, INIT_RANGE, RESET_ROWS, SHAPES, Case, Done, Held, Order
@@ -20,6 +20,13 @@ MIXED = Case(sharding=Sharding.row_wise, others={"type": Sharding.table_wise, "t
 CASES = [
     *(Case(sharding=s, optimizer=o, dtype=t) for s, o, t in product(Sharding, OPTIMIZERS, TYPES)),
     MIXED,
+]
+QUANTISED = [
+    *(Case(sharding=sharding, communication=Communication.fp16) for sharding in Sharding),
+    *(
+        Case(sharding=sharding, communication=Communication.int8)
+        for sharding in (Sharding.table_wise, Sharding.column_wise, Sharding.data_parallel)
+    ),
 ]
 WORLDS = {1: 1, 2: 1, 4: 2}
 """Processes: hosts."""
@@ -44,7 +51,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Done]]:
     results: dict[int, list[Done]] = {}
     for size in (2, 1, 4):
         loads = [] if size == 2 else [(str(folder / "2" / saved.name / "00000001"), target) for saved, target in LOADS]
-        order = Order(folder=str(folder / str(size)), cases=CASES, loads=loads)
+        order = Order(folder=str(folder / str(size)), cases=CASES + QUANTISED, loads=loads)
         file = folder / f"order-{size}.json"
         file.write_bytes(msgspec.json.encode(order))
         outputs = run_ranks("tests.tables.worker", file, world_size=size, local_size=size // WORLDS[size])
@@ -74,6 +81,27 @@ def test_forward_gradients_weights_and_state_equal_plain_matrices(
         assert states.keys() == {block for block, state in wanted.states[name].items() if state is not None}
         for block, state in states.items():
             np.testing.assert_allclose(state, wanted.states[name][block], rtol=2e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("number", range(len(QUANTISED)), ids=[case.name for case in QUANTISED])
+def test_quantised_communication_errs_by_half_a_step_and_by_no_more(
+    done: dict[int, list[Done]], number: int, size: int
+) -> None:
+    case, ranks = QUANTISED[number], [rank.trained[len(CASES) + number] for rank in done[size]]
+    wanted = expected(case, world_size=size, num_hosts=WORLDS[size])
+    # below 0.0625 fp16 numbers are 2^-15 apart; int8 has 255 steps over what 32 numbers span
+    step = {Communication.fp16: 2.0**-15, Communication.int8: 2 * INIT_RANGE / 255}[case.communication]
+    answer = wanted.answers[0][0]
+    found = np.concatenate([np.asarray(rank.answers[0][0]).reshape(-1, answer.shape[1]) for rank in ranks])
+    worst = np.abs(found - answer).max()
+    if case.sharding is Sharding.data_parallel:
+        assert worst < 1e-7  # nothing travels but gradients, and those in fp32
+    else:
+        assert step / 10 < worst <= step / 2 * 1.01  # of a sum only one part is not zero
+    for name in SHAPES:
+        weight, _ = assembled([rank.held for rank in ranks], name)
+        assert np.abs(weight - wanted.weights[name]).max() < 60 * step
 
 
 @pytest.mark.parametrize("size", [2, 4])
