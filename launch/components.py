@@ -15,6 +15,9 @@ from torchx import specs
 
 from stack.verbs import OF_THE_RUN
 
+_INSTANCE_TYPE = "node.kubernetes.io/instance-type"
+"""The capability that torchx's schedulers read as a kind of machine."""
+
 _OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Each start of a job gets a store of its own: see `process_group` in `stack.base.dist`."""
 
@@ -28,6 +31,7 @@ def train(
     cpu: int = 1,
     gpu: int = 0,
     memory_mib: int = 1024,
+    instance_type: str = "",
     image: str = "",
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
@@ -51,6 +55,7 @@ def train(
         cpu: cores of each host
         gpu: GPUs of each host
         memory_mib: memory of each host
+        instance_type: kind of machine, where a cloud has several
         image: container image
         env: environment variables
         mounts: into the container, each as type=bind,src=...,dst=...
@@ -74,7 +79,7 @@ def train(
     role = _shell(
         "train",
         f"exec {agent} {_quoted(['-m', 'stack', 'train', *options])}",
-        resource=specs.Resource(cpu=cpu, gpu=gpu, memMB=memory_mib),
+        resource=_resource(cpu, gpu, memory_mib, instance_type),
         image=image,
         env=_agent_environment(env, local_addr),
         mounts=mounts,
@@ -93,6 +98,7 @@ def daily(
     cpu: int = 1,
     gpu: int = 0,
     memory_mib: int = 1024,
+    instance_type: str = "",
     image: str = "",
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
@@ -112,6 +118,7 @@ def daily(
         cpu: cores of the host
         gpu: GPUs of the host
         memory_mib: memory of the host
+        instance_type: kind of machine, where a cloud has several
         image: container image
         env: environment variables
         mounts: into the container, each as type=bind,src=...,dst=...
@@ -137,7 +144,7 @@ def daily(
     role = _shell(
         "daily",
         _in_order(steps),
-        resource=specs.Resource(cpu=cpu, gpu=gpu, memMB=memory_mib),
+        resource=_resource(cpu, gpu, memory_mib, instance_type),
         image=image,
         env=_agent_environment(env, local_addr),
         mounts=mounts,
@@ -151,6 +158,7 @@ def ingest(
     name: str = "stack-ingest",
     cpu: int = 1,
     memory_mib: int = 1024,
+    instance_type: str = "",
     image: str = "",
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
@@ -164,13 +172,14 @@ def ingest(
         name: of the job
         cpu: cores
         memory_mib: memory
+        instance_type: kind of machine, where a cloud has several
         image: container image
         env: environment variables
         mounts: into the container, each as type=bind,src=...,dst=...
         retries: of the whole job, by the scheduler
         python: interpreter on the host or in the image
     """
-    resource = specs.Resource(cpu=cpu, gpu=0, memMB=memory_mib)
+    resource = _resource(cpu, 0, memory_mib, instance_type)
     return _single(name, "ingest", options, python, resource, image=image, env=env, mounts=mounts, retries=retries)
 
 
@@ -180,6 +189,7 @@ def evaluate(
     cpu: int = 1,
     gpu: int = 0,
     memory_mib: int = 1024,
+    instance_type: str = "",
     image: str = "",
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
@@ -194,13 +204,14 @@ def evaluate(
         cpu: cores
         gpu: GPUs
         memory_mib: memory
+        instance_type: kind of machine, where a cloud has several
         image: container image
         env: environment variables
         mounts: into the container, each as type=bind,src=...,dst=...
         retries: of the whole job, by the scheduler
         python: interpreter on the host or in the image
     """
-    resource = specs.Resource(cpu=cpu, gpu=gpu, memMB=memory_mib)
+    resource = _resource(cpu, gpu, memory_mib, instance_type)
     return _single(name, "evaluate", options, python, resource, image=image, env=env, mounts=mounts, retries=retries)
 
 
@@ -210,6 +221,7 @@ def export(
     cpu: int = 1,
     gpu: int = 0,
     memory_mib: int = 1024,
+    instance_type: str = "",
     image: str = "",
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
@@ -224,13 +236,14 @@ def export(
         cpu: cores
         gpu: GPUs
         memory_mib: memory
+        instance_type: kind of machine, where a cloud has several
         image: container image
         env: environment variables
         mounts: into the container, each as type=bind,src=...,dst=...
         retries: of the whole job, by the scheduler
         python: interpreter on the host or in the image
     """
-    resource = specs.Resource(cpu=cpu, gpu=gpu, memMB=memory_mib)
+    resource = _resource(cpu, gpu, memory_mib, instance_type)
     return _single(name, "export", options, python, resource, image=image, env=env, mounts=mounts, retries=retries)
 
 
@@ -240,6 +253,7 @@ def serve(
     replicas: int = 1,
     cpu: int = 1,
     memory_mib: int = 1024,
+    instance_type: str = "",
     image: str = "",
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
@@ -255,6 +269,7 @@ def serve(
         replicas: processes, each on a machine of its own
         cpu: cores
         memory_mib: memory
+        instance_type: kind of machine, where a cloud has several
         image: container image
         env: environment variables
         mounts: into the container, each as type=bind,src=...,dst=...
@@ -263,7 +278,7 @@ def serve(
         python: interpreter on the host or in the image
     """
     _positive(replicas=replicas)
-    resource = specs.Resource(cpu=cpu, gpu=0, memMB=memory_mib)
+    resource = _resource(cpu, 0, memory_mib, instance_type)
     app = _single(name, "serve", options, python, resource, image=image, env=env, mounts=mounts, retries=retries)
     app.roles[0].num_replicas = replicas
     app.roles[0].port_map = {"http": port}
@@ -285,6 +300,12 @@ def _single(
     command = f"exec {_quoted([python, '-m', 'stack', verb, *options])}"
     role = _shell(verb, command, resource=resource, image=image, env=dict(env or {}), mounts=mounts, retries=retries)
     return specs.AppDef(name=name, roles=[role])
+
+
+def _resource(cpu: int, gpu: int, memory_mib: int, instance_type: str) -> specs.Resource:
+    """Of one host. Kubernetes selects nodes by the type, AWS Batch asks for such machines."""
+    kind = {_INSTANCE_TYPE: instance_type} if instance_type else {}
+    return specs.Resource(cpu=cpu, gpu=gpu, memMB=memory_mib, capabilities=kind)
 
 
 def _shell(

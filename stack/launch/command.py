@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,18 +62,13 @@ def read_request(words: Sequence[str]) -> Request:
 
 
 def run_torchx(request: Request, *, launch: LaunchConfig, cluster: ClusterConfig, place: Place) -> None:
-    """Shows the torchx command and runs it.
-
-    Raises: `SystemExit` with torchx's status where that is not 0.
-    """
+    """Shows the torchx command and becomes it: signals and the exit status are torchx's own. Does not return."""
     if importlib.util.find_spec("torchx") is None:
         raise MachineError("stack launch needs torchx: pip install --no-deps -r requirements/launch.txt")
     words = torchx_words(request, launch=launch, cluster=cluster, place=place)
     _check_scheduler_args(launch)
     say(f"$ torchx {shlex.join(words)}")
-    status = subprocess.run([sys.executable, "-m", "torchx.cli.main", *words], check=False).returncode
-    if status:
-        raise SystemExit(status)
+    os.execv(sys.executable, [sys.executable, "-m", "torchx.cli.main", *words])
 
 
 def torchx_words(request: Request, *, launch: LaunchConfig, cluster: ClusterConfig, place: Place) -> list[str]:
@@ -106,10 +101,11 @@ def _arguments(verb: str, launch: LaunchConfig, cluster: ClusterConfig, place: P
         "name": f"stack-{verb}" if not launch.rendezvous else f"stack-{verb}-{place.name}",
         "cpu": launch.cpus_per_process * (1 if alone else cluster.local_size),
         "memory_mib": int(memory_gib * MIB_PER_GIB),
+        "instance_type": launch.instance_type,
         "image": launch.image,
         "env": _pairs(launch.env),
         "mounts": ",".join(launch.mounts),
-        "retries": launch.retries,
+        "retries": _retries(launch),
         "python": launch.python or ("python" if launch.scheduler.runs_images else sys.executable),
     }
     if verb not in ("ingest", "serve"):
@@ -128,6 +124,11 @@ def _arguments(verb: str, launch: LaunchConfig, cluster: ClusterConfig, place: P
         arguments |= {"hosts": cluster.hosts, "min_hosts": launch.min_hosts or 0}
         arguments |= {"rendezvous": launch.rendezvous, "port": launch.port}
     return {name: value for name, value in arguments.items() if value != ""}
+
+
+def _retries(launch: LaunchConfig) -> int:
+    """torchx gives AWS Batch the number as that of all attempts, the first among them."""
+    return launch.retries + 1 if launch.scheduler is Scheduler.aws_batch else launch.retries
 
 
 def _check(verb: str, launch: LaunchConfig, cluster: ClusterConfig) -> None:

@@ -48,6 +48,8 @@ class LaunchConfig:
     # cores of each process of the job, where the scheduler hands them out
     memory_gib: float | None = None
     # of each host; null is cluster.ddr_gib
+    instance_type: str = ""
+    # kind of machine (p5.48xlarge), for kubernetes and aws_batch; empty is any
     max_restarts: int = 3
     # of training from its last checkpoint after a process failed, without the scheduler's help
     retries: int = 0
