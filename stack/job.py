@@ -36,6 +36,7 @@ from stack.data.ingest_config import IngestConfig
 from stack.data.sources import SOURCES
 from stack.evaluate.config import EvaluateConfig
 from stack.export.config import ExportConfig
+from stack.ids.config import IdsConfig
 from stack.launch.config import LaunchConfig
 from stack.serve.config import ServeConfig
 from stack.tables.cluster import ClusterConfig
@@ -59,6 +60,7 @@ class Job:
     plan: PlanConfig = field(default_factory=PlanConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     tables: TablesConfig = field(default_factory=TablesConfig)
+    ids: IdsConfig = field(default_factory=IdsConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

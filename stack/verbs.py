@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stack.train.build import Setup
     from stack.train.trained import TrainedRun
 
-OF_THE_RUN = frozenset({"data", "ingest", "model", "tables", "tasks", "optim", "train"})
+OF_THE_RUN = frozenset({"data", "ingest", "model", "tables", "ids", "tasks", "optim", "train"})
 """Groups that verbs on a trained run take from its folder, as it was trained."""
 
 
@@ -45,6 +45,7 @@ def setup_of(job: Job) -> Setup:
         model=job.model,
         tasks=job.tasks,
         tables=job.tables,
+        ids=job.ids,
         optim=job.optim,
         train=job.train,
         run=job.run,
@@ -94,9 +95,17 @@ def _evaluate(job: Job) -> None:
 
 def _export(job: Job) -> None:
     from stack.export.export import Trained, export
+    from stack.export.ids import exported_ids
+    from stack.train.id_state import id_maps
 
     with _open_run(job, verb="export", step=None) as (run, _):
-        trained = Trained(name=run.name, model=run.user_model, checkpoint=run.checkpoint, dataset=run.dataset)
+        trained = Trained(
+            name=run.name,
+            model=run.user_model,
+            checkpoint=run.checkpoint,
+            dataset=run.dataset,
+            ids=exported_ids(id_maps(run.model)),
+        )
         export(trained, folder=job.run.folder / "package", config=job.export)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -124,6 +124,40 @@ class Checkpoint:
             if rowwise and (shard.first_column, shard.num_columns) not in table.blocks and shard.name not in merged:
                 merged.append(shard.name)
         return merged
+
+    def place(self, shard: TableShard, *, from_row_N: Tensor, to_row_N: Tensor) -> None:
+        """Copies some rows of a saved table into rows of `shard`; numbered as in their whole tables, which may have
+        different numbers of rows.
+
+        Raises `CheckpointError` if the table's width, type or optimizer state differ.
+        """
+        table = self._table(shard.name)
+        _check_same(self.path, replace(shard, num_rows=table.num_rows), table.shape)
+        for first in range(0, table.num_rows, _BLOCK_ROWS):
+            inside = ((from_row_N >= first) & (from_row_N < first + _BLOCK_ROWS)).nonzero().squeeze(1)
+            if not inside.numel():
+                continue
+            saved = self.table_rows(
+                shard.name, first, min(_BLOCK_ROWS, table.num_rows - first), first_column=shard.first_column,
+                num_columns=shard.num_columns,
+            )  # fmt: skip
+            here_N, there_N = to_row_N[inside] - shard.first_row, from_row_N[inside] - first
+            with torch.no_grad():
+                shard.weight_ND[here_N] = saved.weight_ND[there_N].to(shard.weight_ND.device)
+                for key, value in shard.state.items():
+                    value[here_N] = saved.state[key][there_N].view(-1, *value.shape[1:]).to(value.device)
+
+    def ids(self, table: str) -> list[dict[str, Tensor]]:
+        """The state of a table's managed ids, a part from each rank that wrote.
+
+        Raises `CheckpointError` if the table's ids were not managed.
+        """
+        files = sorted(name for name in self.manifest.files if name.startswith(f"ids/{table}/"))
+        if not files:
+            raise CheckpointError(
+                f"{self.path} has no managed ids of table '{table}': use the ids.modes it was saved with"
+            )
+        return [self._tensors(file) for file in files]
 
     def dense(self) -> dict[str, Tensor]:
         """Parameters and buffers by name."""

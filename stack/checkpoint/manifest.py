@@ -5,6 +5,7 @@
     <run>/checkpoints/00000123/
       manifest.json                       written last; sizes and sha256 of every other file, and its own digest
       tables/<table>/part-00000-0.safetensors  what rank 0 held: rows (int64, ascending), weight, <optimizer state> ...
+      ids/<table>/part-00000.safetensors      managed ids: keys and rows that rank 0 managed, statistics, who waits
       dense.safetensors                   parameters and buffers that every rank holds whole, by name
       optimizer.safetensors               the dense optimizer's state
       loop.json                           where training stands: LoopState
@@ -126,6 +127,10 @@ def checkpoint_name(step: int) -> str:
 def part_name(table: str, rank: int, number: int = 0) -> str:
     """The `number`-th part of a table that a rank wrote."""
     return f"tables/{table}/part-{rank:05d}-{number}.safetensors"
+
+
+def ids_part_name(table: str, rank: int) -> str:
+    return f"ids/{table}/part-{rank:05d}.safetensors"
 
 
 def encode_manifest(manifest: CheckpointManifest) -> bytes:

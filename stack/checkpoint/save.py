@@ -43,6 +43,7 @@ from stack.checkpoint.manifest import (
     TableShape,
     checkpoint_name,
     encode_manifest,
+    ids_part_name,
     part_name,
     table_entry,
 )
@@ -82,9 +83,11 @@ def save_checkpoint(
     rank: int = 0,
     world_size: int = 1,
     barrier: Callable[[], object] = lambda: None,
+    ids: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Path:
     """Writes `folder/<step>`, to be called by every rank with its own `shards`; returns the complete folder.
 
+    `ids` has this rank's state of every table with managed ids, by names the caller chooses.
     `shards` together, over ranks, have every row and column of each table once (those not `written` apart). `dense`,
     `optimizer` (by names the caller chooses), `loop` and `context` are taken from rank 0. `barrier` waits for all
     ranks. `folder` is the same place for all of them. A damaged checkpoint of the same step is renamed to
@@ -97,7 +100,7 @@ def save_checkpoint(
     save = _Save(final=folder / name, aside=folder / f"{ASIDE}{name}", rank=rank, world_size=world_size)
     phases: list[Callable[[], None]] = [
         lambda: _begin(save),
-        lambda: _write_own(save, shards, dense, optimizer, loop),
+        lambda: _write_own(save, shards, dense, optimizer, loop, ids or {}),
         lambda: _publish(save, step=step, context=context),
     ]
     failure: Exception | None = None
@@ -140,6 +143,7 @@ def _write_own(
     dense: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     loop: LoopState,
+    ids: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
     """Writes and flushes this rank's files, then says so."""
     if not save.aside.is_dir():
@@ -160,6 +164,9 @@ def _write_own(
         if num_rows:
             rows_N = torch.arange(shard.first_row, shard.first_row + num_rows)
             files[file] = _write_tensors(save.aside / file, {"rows": rows_N, "weight": shard.weight_ND, **shard.state})
+    for table, state in ids.items():
+        file = ids_part_name(table, save.rank)
+        files[file] = _write_tensors(save.aside / file, state)
     if save.rank == 0:
         files[DENSE] = _write_tensors(save.aside / DENSE, dense)
         files[OPTIMIZER] = _write_tensors(save.aside / OPTIMIZER, optimizer)
@@ -185,7 +192,7 @@ def _publish(save: _Save, *, step: int, context: Context) -> None:
     for rank in range(save.world_size):
         save.said_file(rank).unlink()
     _write_bytes(save.aside / MANIFEST, encode_manifest(manifest))
-    for name in sorted({str(Path(file).parent) for file in manifest.files} | {"tables"}, reverse=True):
+    for name in sorted({str(Path(file).parent) for file in manifest.files} | {"tables", "ids"}, reverse=True):
         if (save.aside / name).is_dir():
             sync(save.aside / name)
     save.aside.rename(save.final)

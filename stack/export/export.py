@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from stack.data.loader import Loader
 from stack.data.schema import Schema
 from stack.export.config import ExportConfig
 from stack.export.graphs import build_graphs
+from stack.export.ids import ExportedIds
 from stack.export.package import (
     FORMAT_VERSION,
     PARITY,
@@ -50,6 +51,7 @@ class Trained:
     model: UserModel
     checkpoint: Checkpoint
     dataset: Dataset
+    ids: ExportedIds = field(default_factory=ExportedIds)
 
 
 def export(trained: Trained, *, folder: Path, config: ExportConfig) -> PackageManifest:
@@ -60,6 +62,7 @@ def export(trained: Trained, *, folder: Path, config: ExportConfig) -> PackageMa
     if folder.exists() and not config.overwrite:
         raise PackageError(f"{folder} exists: packages are not changed; set export.overwrite=true to replace it whole")
     trained.model.eval()
+    trained.ids.check(trained.dataset.schema)
     dims = {name: table.dim for name, table in trained.checkpoint.manifest.tables.items()}
     graphs = build_graphs(trained.model, trained.dataset.schema, dims)
     with folder_aside(folder) as aside:
@@ -103,20 +106,27 @@ def _write_tables(trained: Trained, folder: Path) -> Iterator[tuple[str, Table]]
     for table in trained.model.places.tables():
         entry = trained.checkpoint.manifest.tables[table]
         file = folder / "tables" / f"{table}.npy"
-        write_table(file, num_rows=entry.num_rows, dim=entry.dim, parts=parts(table))
-        yield table, Table(num_rows=entry.num_rows, dim=entry.dim)
+        num_rows = entry.num_rows
+        if table in trained.ids.summed:
+            num_rows = 1 + len(trained.dataset.vocabulary(table).raw)
+            write_table(file, num_rows=num_rows, dim=entry.dim, parts=trained.ids.sums(table, num_rows, parts(table)))
+        else:
+            write_table(file, num_rows=num_rows, dim=entry.dim, parts=parts(table))
+        yield table, Table(num_rows=num_rows, dim=entry.dim)
 
 
 def _write_vocabularies(trained: Trained, schema: Schema, folder: Path) -> Iterator[tuple[str, Vocabulary]]:
-    """Vocabularies of all features. Ids whose row the table does not have are left out: it does not know them."""
+    """Vocabularies of all features. Ids that have no row in their table are left out: it does not know them."""
     for table in tables_of(schema):
         raw = trained.dataset.vocabulary(table).raw
         entry = trained.checkpoint.manifest.tables.get(table)
-        if entry is not None:
+        if entry is not None and table not in trained.ids.of_keys:
             raw = raw.slice(0, entry.num_rows - 1)
+        rows = trained.ids.rows(table, np.arange(1, len(raw) + 1))
+        raw, rows = raw.filter(pa.array(rows > 0)), rows[rows > 0]
         is_text = not pa.types.is_integer(raw.type)
         ids = raw.to_pylist() if is_text else raw.to_numpy().astype(np.int64)
-        write_vocabulary(folder / "vocab", table, raw=ids, rows=np.arange(1, len(raw) + 1, dtype=np.int32))
+        write_vocabulary(folder / "vocab", table, raw=ids, rows=rows.astype(np.int32))
         yield table, Vocabulary(num_ids=len(raw), text=is_text)
 
 
@@ -132,7 +142,7 @@ def _check_parity(trained: Trained, folder: Path, manifest: PackageManifest, con
     later = [day for day in trained.dataset.days() if day > last]
     day = later[0] if later else last
     loader = Loader(trained.dataset, days=[day], global_batch_size=min(config.parity_timelines, 32), num_prefetch=0)
-    check = ParityCheck(Runner(folder, manifest), manifest, trained.model)
+    check = ParityCheck(Runner(folder, manifest), manifest, trained.model, rows_of=trained.ids.rows)
     num_timelines = 0
     for batch in loader:
         check.add(batch)

@@ -8,7 +8,7 @@ Legend: T events, B and M moments (one user each), L events of the longest, E ex
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -26,8 +26,12 @@ from stack.model import USER_FEATURE, UserModel
 class ParityCheck:
     """Collects the largest absolute difference of every output over the batches it is given."""
 
-    def __init__(self, runner: Runner, manifest: PackageManifest, model: UserModel) -> None:
+    def __init__(
+        self, runner: Runner, manifest: PackageManifest, model: UserModel, *, rows_of: RowsOf | None = None
+    ) -> None:
+        """`rows_of(table, vocabulary rows)`: rows of the package's table; without, they are the same."""
         self._runner, self._manifest, self._model = runner, manifest, model
+        self._rows_of = rows_of or same_rows
         self._worst: dict[str, float] = {}
         self._num_examples: dict[str, int] = {}
         self._num_moments = 0
@@ -38,7 +42,7 @@ class ParityCheck:
         with torch.no_grad():  # in inference mode FBGEMM finds no kernel for its lookup
             vector_MR = self._model.representation(moved).rep_MR
             trained = {name: output.score_E.cpu() for name, output in self._model(moved).items()}
-        output = self._runner.user_half(users_of(batch, self._manifest.schema))
+        output = self._runner.user_half(users_of(batch, self._manifest.schema, rows_of=self._rows_of))
         self._compare(USER_VECTOR, output[USER_VECTOR], vector_MR)
         self._num_moments += batch.num_moments
         for name, score_E in trained.items():
@@ -76,7 +80,7 @@ class ParityCheck:
         for moment in np.unique(moment_E):
             example_E = np.flatnonzero(moment_E == moment)
             group = self._manifest.schema.group(self._manifest.graphs[name].group)
-            candidates = candidates_of(examples, group.candidate, example_E)
+            candidates = candidates_of(examples, group.candidate, example_E, rows_of=self._rows_of)
             one = {output: value[moment : moment + 1] for output, value in user.items()}
             for task, score_E in self._runner.score(name, candidates, one).items():
                 self._compare(task, score_E, trained[task][torch.from_numpy(example_E)])
@@ -89,7 +93,15 @@ class ParityCheck:
             self._worst[name] = float(np.maximum(self._worst.get(name, 0.0), worst))
 
 
-def users_of(batch: Batch, schema: Schema) -> Users:
+RowsOf = Callable[[str, NDArray[np.int64]], NDArray[np.int64]]
+
+
+def same_rows(table: str, row_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where a table of the package has a row for each of its vocabulary."""
+    return row_N
+
+
+def users_of(batch: Batch, schema: Schema, *, rows_of: RowsOf = same_rows) -> Users:
     """The moments of a batch as users of their own: each sees the events of its row before it, profile and query."""
     row_M, position_M = batch.moment_row_M.cpu().numpy(), batch.moment_position_M.cpu().numpy()
     num_events_B = batch.num_events_B.cpu().numpy()
@@ -99,23 +111,42 @@ def users_of(batch: Batch, schema: Schema) -> Users:
     index_ML = np.where(place_1L < position_M[:, None], first_M[:, None] + place_1L, num_events)
     profile = {**batch.profile, USER_FEATURE.name: batch.user_B}
     return Users(
-        event=_rows((*schema.event, *schema.property), {**batch.event, **batch.property}, np.arange(num_events)),
+        event=_rows(schema.event, batch.event, np.arange(num_events), rows_of)
+        | _rows(schema.property, batch.property, np.arange(num_events), same_rows),
         event_time_T=batch.event_time_T.cpu().numpy(),
         event_index_BL=index_ML,
         num_events_B=position_M,
-        profile=_rows(schema.profile, profile, row_M),
-        query=_rows(schema.query, batch.query, np.arange(batch.num_moments)),
+        profile=_rows(schema.profile, profile, row_M, rows_of),
+        query=_rows(schema.query, batch.query, np.arange(batch.num_moments), rows_of),
         now_B=batch.moment_time_M.cpu().numpy(),
     )
 
 
-def candidates_of(examples: Examples, features: Iterable[Feature], example_E: NDArray[np.int64]) -> Candidates:
+def candidates_of(
+    examples: Examples,
+    features: Iterable[Feature],
+    example_E: NDArray[np.int64],
+    *,
+    rows_of: RowsOf = same_rows,
+) -> Candidates:
     """Some examples of a group as the candidates of one request."""
-    return Candidates(ids=_rows(features, examples.ids, example_E), dense_EF=examples.dense_EF.cpu().numpy()[example_E])
+    return Candidates(
+        ids=_rows(features, examples.ids, example_E, rows_of), dense_EF=examples.dense_EF.cpu().numpy()[example_E]
+    )
 
 
-def _rows(features: Iterable[Feature], ids: Mapping[str, Ids], owner_K: NDArray[np.int64]) -> dict[str, Rows]:
-    return {feature.name: _take(ids[feature.name], owner_K) for feature in features}
+def _rows(
+    features: Iterable[Feature], ids: Mapping[str, Ids], owner_K: NDArray[np.int64], rows_of: RowsOf
+) -> dict[str, Rows]:
+    found: dict[str, Rows] = {}
+    for feature in features:
+        rows = _take(ids[feature.name], owner_K)
+        found[feature.name] = (
+            Bags(rows_N=rows_of(feature.table, rows.rows_N), lengths_G=rows.lengths_G)
+            if isinstance(rows, Bags)
+            else rows_of(feature.table, rows)
+        )
+    return found
 
 
 def _take(ids: Ids, owner_K: NDArray[np.int64]) -> Rows:

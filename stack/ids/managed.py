@@ -17,7 +17,7 @@ Legend: N keys of a call or of a state, W keys waiting, Q keys in the queue of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -88,6 +88,10 @@ class MapState:
     queue_Q: Tensor
     pending_P: Tensor
     pending_step_P: Tensor
+
+    def to(self, device: torch.device) -> MapState:
+        """The same on another device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it by name, as a file keeps it."""

@@ -43,7 +43,7 @@ class IdMaps(nn.Module):
         """`blocks`: rows of the managed tables by process; without, row-wise over the process group there is."""
         super().__init__()
         self.specs = {spec.name: spec for spec in specs}
-        device = device or torch.device("cpu")
+        device = self._device = device or torch.device("cpu")
         self._hashed = {
             spec.name: HashedRows(num_rows=spec.num_rows, variant=spec.hash)
             for spec in self.specs.values()
@@ -95,7 +95,7 @@ class IdMaps(nn.Module):
 
     def load(self, states: Mapping[str, MapState]) -> dict[str, Moved]:
         """Takes over whole states, saved by any number of processes and rows; tells where each kept row goes."""
-        return {name: self._managed[name].load(state) for name, state in states.items()}
+        return {name: self._managed[name].load(state.to(self._device)) for name, state in states.items()}
 
     def exported(self, whole: Mapping[str, MapState]) -> dict[str, RowsOf]:
         """For each table what serving computes, in NumPy: (N,) or (N, K). `whole`: the managed maps' joined states."""

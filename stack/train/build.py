@@ -18,6 +18,8 @@ from stack.checkpoint.load import Checkpoint
 from stack.checkpoint.manifest import LoopState
 from stack.data.dataset import Dataset
 from stack.data.loader import Cursor, Loader
+from stack.ids.config import IdsConfig
+from stack.ids.maps import IdMaps
 from stack.layers.norm import set_sum_over_ranks
 from stack.model import build_model, enabled_tasks, places_of
 from stack.tables.choose import plan_for
@@ -28,6 +30,7 @@ from stack.tables.optim import fuse_optimizer
 from stack.tables.plan_config import PlanConfig
 from stack.tables.plan_file import save_plan
 from stack.tables.shard import dense_parameters, shard
+from stack.tables.with_ids import managed_blocks, specs_with_ids
 from stack.tasks import TASKS, TasksConfig
 from stack.telemetry.console import say
 from stack.towers.config import ModelConfig
@@ -55,6 +58,7 @@ class Setup:
     composed: str
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    ids: IdsConfig = field(default_factory=IdsConfig)
 
 
 def training_days(dataset: Dataset, config: TrainConfig) -> tuple[str, ...]:
@@ -77,7 +81,7 @@ def build_sharded_model(
     day: ids that come later are unknown to it). Its plan is written to `plan_path`. Needs a process group."""
     names = places_of(setup.model, setup.tasks, dataset.schema).tables()
     num_rows = dataset.num_rows(last_day)
-    specs = table_specs(setup.tables, names=names, num_rows=num_rows)
+    specs, maps = specs_with_ids(table_specs(setup.tables, names=names, num_rows=num_rows), setup.ids)
     plan = plan_for(
         setup.tables,
         specs,
@@ -92,7 +96,8 @@ def build_sharded_model(
         )
     if plan_path is not None and dist.get_rank() == 0:
         save_plan(plan_path, plan)
-    tables = Tables(specs)
+    blocks = managed_blocks(plan, maps, rank=dist.get_rank())
+    tables = Tables(specs, ids=IdMaps(maps, blocks=blocks, device=device))
     fuse_optimizer(
         tables,
         optimizer=setup.optim.tables,

@@ -19,6 +19,7 @@ from stack.tables.plan_request import Request, request_of
 from stack.tables.plan_show import differences_table, plan_line, plan_tables_shown, ways_table
 from stack.tables.remedy import ways_out
 from stack.tables.sweep import sweep, sweep_table
+from stack.tables.with_ids import specs_with_ids
 from stack.telemetry.console import say, show
 from stack.train.build import Setup, training_days
 from stack.train.run_folder import PLAN
@@ -63,11 +64,12 @@ def plan(setup: Setup) -> None:
 def specs_of(setup: Setup) -> list[TableSpec]:
     """The tables of `plan.rows`, or those that the model reads of the prepared dataset."""
     if setup.plan.rows:
-        return table_specs(setup.tables, names=setup.plan.rows, num_rows=setup.plan.rows)
+        return specs_with_ids(table_specs(setup.tables, names=setup.plan.rows, num_rows=setup.plan.rows), setup.ids)[0]
     dataset = Dataset(setup.dataset)
     names = places_of(setup.model, setup.tasks, dataset.schema).tables()
     last_day = training_days(dataset, setup.train)[-1]
-    return table_specs(setup.tables, names=names, num_rows=dataset.num_rows(last_day))
+    specs = table_specs(setup.tables, names=names, num_rows=dataset.num_rows(last_day))
+    return specs_with_ids(specs, setup.ids)[0]
 
 
 def _sweep(request: Request, what: Sweep, *, num_doublings: int, folder: Path | None) -> None:

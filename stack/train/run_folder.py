@@ -37,9 +37,9 @@ PLAN = "plan.json"
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
 
-_GROUPS = ("data", "model", "tasks", "tables", "optim", "train", "run")
+_GROUPS = ("data", "model", "tasks", "tables", "ids", "optim", "train", "run")
 _MAY_CHANGE = frozenset(
-    {"tables.planner", "tables.plan"}  # a checkpoint's rows go anywhere
+    {"tables.planner", "tables.plan", "ids.default_rows"}  # a checkpoint's rows go anywhere
     | {"run.dir", "run.name", "train.resume", "train.num_threads", "train.num_prefetch", "train.save_every_steps"}
     | {"train.log_every_steps", "train.keep_last", "train.max_refused_batches", "train.collective_timeout_seconds"}
 )
@@ -98,7 +98,8 @@ def _refuse_changes(folder: Path, *, before: str, now: str) -> None:
     """Raises `ConfigError` naming the first option that was different when the run started."""
     old, new = dict(_options(yaml.safe_load(before))), dict(_options(yaml.safe_load(now)))
     for key in sorted(old.keys() | new.keys()):
-        if key.split(".")[0] in _GROUPS and key not in _MAY_CHANGE and old.get(key) != new.get(key):
+        may_change = key in _MAY_CHANGE or key.startswith("ids.rows.")
+        if key.split(".")[0] in _GROUPS and not may_change and old.get(key) != new.get(key):
             raise ConfigError(
                 f"run {folder} was started with {key}={old.get(key)}, now it is {new.get(key)}: "
                 "resume with the same value, or choose another run.name"

@@ -21,6 +21,7 @@ from stack.checkpoint.save import save_checkpoint
 from stack.data.dataset import Dataset
 from stack.tables.shard import dense_parameters, dense_tensors, table_shards
 from stack.telemetry.console import say
+from stack.train.id_state import id_tensors, restore_tables
 from stack.train.optim import optimizer_state, restore_optimizer_state
 from stack.train.periodic import Moment
 from stack.train.ranks import barrier
@@ -63,6 +64,7 @@ class Saver:
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
             barrier=barrier,
+            ids=id_tensors(self._model),
         )
         if dist.get_rank() == 0:
             keep_last(self._folder, count=self._num_kept)
@@ -74,7 +76,7 @@ def restore_model(model: DistributedModelParallel, checkpoint: Checkpoint) -> No
     Raises:
         CheckpointError: the model is not as in the checkpoint; names the first tensor that differs.
     """
-    merged = checkpoint.restore(table_shards(model))
+    merged = restore_tables(model, table_shards(model), checkpoint)
     if merged:
         say(
             f"row-wise optimizer state of {', '.join(merged)} was saved for other blocks of columns than this job has: "

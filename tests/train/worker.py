@@ -19,6 +19,8 @@ from stack.base.dist import process_group
 from stack.base.run import RunConfig
 from stack.data.batch import Batch
 from stack.data.loader import Cursor, Loader
+from stack.ids.config import IdMode, IdsConfig
+from stack.ids.hashing import HashVariant
 from stack.layers.norm import Norm
 from stack.tables.config import TablesConfig
 from stack.tables.shard import dense_module
@@ -32,7 +34,8 @@ from stack.train.run_folder import write_facts
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """A run of the smallest model on a prepared dataset. `through_verb` trains as `stack train` does; otherwise each
+    """A run of the smallest model on a prepared dataset. Where they are not 0, items have `managed_rows`, and brands
+    `hashed_rows`, of which each brand has two. `through_verb` trains as `stack train` does; otherwise each
     rank also writes its buffers beside the run, and the last rank's batch of step `poisoned_step` holds a NaN."""
 
     dataset: str = ""
@@ -45,6 +48,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     train: dict[str, int | bool | str] = {}
     through_verb: bool = True
     poisoned_step: int = -1
+    managed_rows: int = 0
+    hashed_rows: int = 0
 
     @property
     def folder(self) -> Path:
@@ -67,7 +72,14 @@ def setup_of(run: Run) -> Setup:
         train=train,
         run=RunConfig(dir=run.runs, name=run.name),
         composed=yaml.safe_dump(composed),
+        ids=_ids(run),
     )  # fmt: skip
+
+
+def _ids(run: Run) -> IdsConfig:
+    rows = {table: rows for table, rows in (("item", run.managed_rows), ("brand", run.hashed_rows)) if rows}
+    kinds = {"item": IdMode.managed, "brand": IdMode.hashed}
+    return IdsConfig(modes={table: kinds[table] for table in rows}, rows=rows, hash=HashVariant.double)
 
 
 class Poisoned:

@@ -1,0 +1,45 @@
+"""Tables whose ids are hashed or managed: how many rows they get, and which rows a process manages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from stack.base.errors import ConfigError
+from stack.ids.blocks import Blocks
+from stack.ids.config import IdMode, IdsConfig, IdSpec, id_specs
+from stack.tables.config import TableSpec
+from stack.tables.placement import Plan, TablePlan
+
+
+def specs_with_ids(specs: Sequence[TableSpec], config: IdsConfig) -> tuple[list[TableSpec], list[IdSpec]]:
+    """The tables with the rows that `ids` gives them (those of `specs` where ids are direct), and their maps.
+
+    Raises: `ConfigError` where `ids` names no table, or a hashed or managed table has no rows.
+    """
+    maps = id_specs(config, names=[spec.name for spec in specs], num_rows={spec.name: spec.num_rows for spec in specs})
+    return [replace(spec, num_rows=one.num_rows) for spec, one in zip(specs, maps, strict=True)], maps
+
+
+def managed_blocks(plan: Plan, maps: Iterable[IdSpec], *, rank: int) -> dict[str, Blocks]:
+    """The rows of each managed table by the process that manages them: the one that holds them.
+
+    Raises: `ConfigError` where a managed table's rows are held by several processes.
+    """
+    names = [one.name for one in maps if one.mode is IdMode.managed]
+    return {name: _blocks(plan.table(name), world_size=plan.world_size, rank=rank) for name in names}
+
+
+def _blocks(table: TablePlan, *, world_size: int, rank: int) -> Blocks:
+    by_rank = {shard.rank: shard for shard in table.shards}
+    held = sum(shard.num_rows for shard in table.shards)
+    if len(by_rank) != len(table.shards) or held != table.num_rows:
+        raise ConfigError(
+            f"table '{table.name}' has managed ids and is {table.sharding.value} over {world_size} processes: a row "
+            f"that changes hands must be held by one process alone: set tables.shardings.{table.name} to row_wise, "
+            "table_wise or table_row_wise"
+        )
+    bounds = [0]
+    for number in range(world_size):
+        bounds.append(bounds[-1] + (by_rank[number].num_rows if number in by_rank else 0))
+    return Blocks(bounds=tuple(bounds), rank=rank)

@@ -1,0 +1,126 @@
+"""Training with managed and hashed ids: resumed as uninterrupted, into other numbers of rows, and into a package."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from stack.base.dist import process_group
+from stack.base.errors import CheckpointError, ConfigError
+from stack.checkpoint.load import Checkpoint, open_checkpoint
+from stack.data.dataset import Dataset
+from stack.export.config import ExportConfig
+from stack.export.export import Trained, export
+from stack.export.ids import exported_ids
+from stack.ids.managed import MapState, join_states
+from stack.tables.shard import table_shards
+from stack.train.build import build_sharded_model
+from stack.train.id_state import id_maps
+from stack.train.saving import restore_model
+from stack.train.trained import open_run
+from stack.train.verb import train
+from tests.train.worker import Run, losses, setup_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def whole(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of 16 steps whose items (199 of them) have 59 rows to share out, so that some are evicted."""
+    run = Run(
+        dataset=str(prepared), runs=str(tmp_path_factory.mktemp("runs")), name="whole", norm="batch", dropout=0.2,
+        managed_rows=60, hashed_rows=8, train={"keep_last": 10},
+    )  # fmt: skip
+    train(setup_of(run))
+    return run
+
+
+def saved(run: Run, step: int) -> Checkpoint:
+    return open_checkpoint(run.folder / "checkpoints" / f"{step:08d}")
+
+
+def state_of(checkpoint: Checkpoint) -> MapState:
+    return join_states([MapState.of_tensors(part) for part in checkpoint.ids("item")])
+
+
+def test_the_run_admits_and_evicts(whole: Run) -> None:
+    first, last = (set(state_of(saved(whole, step)).key_N.tolist()) for step in (5, 16))
+    assert len(last) == 59
+    assert first - last, "some were evicted"
+
+
+def test_resumed_equals_uninterrupted_in_every_loss_and_every_byte(whole: Run) -> None:
+    resumed = msgspec.structs.replace(whole, name="resumed")
+    shutil.copytree(whole.folder, resumed.folder)
+    for step in (10, 15, 16):
+        shutil.rmtree(resumed.folder / "checkpoints" / f"{step:08d}")
+    train(setup_of(resumed))
+    assert losses(resumed.folder) == losses(whole.folder)
+    assert saved(resumed, 16).manifest.files == saved(whole, 16).manifest.files
+    assert any(name.startswith("ids/item/") for name in saved(whole, 16).manifest.files)
+
+
+@pytest.mark.parametrize("rows", [40, 60, 150])
+def test_a_checkpoint_loads_by_key_into_other_numbers_of_rows(whole: Run, rows: int) -> None:
+    checkpoint = saved(whole, 16)
+    state = state_of(checkpoint)
+    setup = setup_of(msgspec.structs.replace(whole, managed_rows=rows))
+    dataset = Dataset(setup.dataset)
+    with process_group(device=CPU):
+        model = build_sharded_model(setup, dataset, last_day=dataset.days()[-1], device=CPU).eval()
+        (fresh,) = (shard.weight_ND.clone() for shard in table_shards(model) if shard.name == "item")
+        restore_model(model, checkpoint)
+        maps = id_maps(model)
+        assert maps is not None
+        now = maps("item", state.key_N)
+        (shard,) = (shard for shard in table_shards(model) if shard.name == "item")
+        weight, momentum = shard.weight_ND.clone(), shard.state["momentum1"].clone()
+    kept = now > 0
+    assert int(kept.sum()) == min(rows - 1, 59)
+    old = checkpoint.table_rows("item", 0, 60)
+    assert torch.equal(weight[now[kept]], old.weight_ND[state.row_N[kept]])
+    assert torch.equal(momentum[now[kept]], old.state["momentum1"][state.row_N[kept]])
+    assert torch.equal(weight[0], old.weight_ND[0]), "row 0 is still that of unknown ids"
+    free = torch.ones(rows, dtype=torch.bool)
+    free[now] = False
+    free[0] = False
+    assert torch.equal(weight[free], fresh[free]), "rows without an id are as new"
+    assert float(momentum[free].abs().sum()) == 0.0
+
+
+def test_a_checkpoint_without_managed_ids_is_refused_where_they_are_asked_for(whole: Run, prepared: Path) -> None:
+    plain = Run(dataset=str(prepared), runs=whole.runs, name="plain", train={"max_steps": 1})
+    train(setup_of(plain))
+    setup = setup_of(msgspec.structs.replace(plain, managed_rows=200))
+    with (
+        process_group(device=CPU),
+        pytest.raises(CheckpointError, match="has no managed ids of table 'item': use the ids.modes it was saved with"),
+    ):
+        open_run(setup, step=None, device=CPU)
+
+
+def test_a_managed_table_without_rows_is_refused_before_anything_is_written(prepared: Path, tmp_path: Path) -> None:
+    run = Run(dataset=str(prepared), runs=str(tmp_path), name="none", managed_rows=50)
+    setup = setup_of(run)
+    setup.ids.rows.clear()
+    with pytest.raises(ConfigError, match="table 'item' is managed and has no number of rows: set ids.rows.item"):
+        train(setup)
+
+
+@pytest.mark.slow
+def test_a_package_of_managed_and_hashed_ids_equals_the_trained_model(whole: Run) -> None:
+    """`export` compares both on a day of data and refuses a difference."""
+    with process_group(device=CPU):
+        run = open_run(setup_of(whole), step=None, device=CPU)
+        ids = exported_ids(id_maps(run.model))
+        trained = Trained(name="whole", model=run.user_model, checkpoint=run.checkpoint, dataset=run.dataset, ids=ids)
+        manifest = export(trained, folder=whole.folder / "package", config=ExportConfig())
+    assert manifest.parity.worst <= manifest.parity.tolerance
+    assert manifest.tables["item"].num_rows == 60
+    assert manifest.vocabularies["item"].num_ids == 59, "items without a row are left out"
+    assert manifest.tables["brand"].num_rows == 20, "a row for each brand: the sum of its two"
+    assert manifest.vocabularies["brand"].num_ids == 19
