@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from stack.ids.config import MAX_ROWS, MIN_ROWS
 from stack.tables.cluster import Device
 from stack.tables.config import TableSpec
 from stack.tables.layout import COLUMN_UNIT
@@ -87,16 +88,16 @@ def _in_fp16(request: Request) -> _Change | None:
 def _fewer_rows(request: Request, shortage: Shortage) -> WayOut | None:
     """The most rows of the table with which all fit, in two digits: managed ids keep the rows that are used."""
     table = shortage.table
-    rows = _rows_with_room(shortage)
+    rows = min(_rows_with_room(shortage), MAX_ROWS)
     for _ in range(_TRIES):
         rows = _two_digits(rows)
-        if rows < 1:
+        if rows < MIN_ROWS:
             return None
         smaller = replace(table, num_rows=rows)
         way = _try(
             _Change(
                 what=f"{table.name} with managed ids in {rows:,} rows ({rows / table.num_rows:.1%} of its ids)",
-                options=f"plan.rows.{table.name}={rows}",
+                options=f"ids.modes.{table.name}=managed ids.rows.{table.name}={rows}",
                 request=replace(request, tables=_changed(request, smaller)),
             )
         )

@@ -131,7 +131,7 @@ def test_ways_out_of_too_many_rows_on_gpus() -> None:
     found = ways(request({"a": (50_000_000, 32), "b": (1_000_000, 8)}, gpus(ddr_gib=12.0)))
     assert {name: way.fits for name, way in found.items()} == {
         "plan.host_memory": True,
-        "plan.rows.a": True,
+        "ids.modes.a ids.rows.a": True,
         "tables.dims.a": True,
         "cluster.hosts": True,
         "cluster.hosts tables.row_type": True,
@@ -143,7 +143,7 @@ def test_ways_out_of_too_many_rows_on_gpus() -> None:
     assert found["cluster.hosts"].options == "cluster.hosts=4"
     assert found["cluster.hosts tables.row_type"].options == "cluster.hosts=2 tables.row_type=fp16"
     # (2 GiB - b's 1e6 x 9 x 4) / (33 x 4) = 15.99e6
-    assert found["plan.rows.a"].options == "plan.rows.a=15000000"
+    assert found["ids.modes.a ids.rows.a"].options == "ids.modes.a=managed ids.rows.a=15000000"
     missing = found["tables.row_types.a"].missing_bytes
     assert missing is not None
     assert missing == pytest.approx(50_000_000 * (64 + 4) + 1_000_000 * 36 - 2 * 2**30, rel=1e-4)
