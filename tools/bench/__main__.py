@@ -4,12 +4,15 @@
     python -m tools.bench loading data=complete_journey train.from_day=2017-11-01
     python -m tools.bench training +experiment=demo train.from_day=2017-11-01 --out training.json
     python -m tools.bench encoding +experiment=demo --batches 4
+    python -m tools.bench lookup
+    python -m tools.bench dedup data=complete_journey
+    python -m tools.bench communication
     python -m tools.bench ids --out ids.json
     python -m tools.bench drift
     python -m tools.bench billion --picture billion.png
 
-`loading`, `training` and `encoding` need a prepared dataset. On an idle machine: `conditions.load_average` in the JSON
-tells how idle.
+`loading`, `training`, `encoding` and `dedup` need a prepared dataset. On an idle machine: `conditions.load_average` in
+the JSON tells how idle.
 """
 
 from __future__ import annotations
@@ -46,6 +49,14 @@ def main() -> None:
 def _measure(arguments: argparse.Namespace) -> list[harness.Figure]:
     if arguments.bench == "ingest":
         return ingest.measure(arguments.overrides, num_rounds=arguments.rounds)
+    if arguments.bench == "lookup":
+        from tools.bench import lookup
+
+        return lookup.measure(num_rounds=arguments.rounds)
+    if arguments.bench == "communication":
+        from tools.bench import exchange
+
+        return exchange.measure_communication(num_rounds=arguments.rounds)
     if arguments.bench == "ids":
         from tools.bench import ids
 
@@ -58,6 +69,11 @@ def _measure(arguments: argparse.Namespace) -> list[harness.Figure]:
             billion.picture(figures, arguments.picture)
         return figures
     workload = _workload(arguments)
+    if arguments.bench == "dedup":
+        from tools.bench import exchange, histories
+
+        num_rows, ids = histories.item_ids(workload)
+        return exchange.measure_dedup(ids, num_rows=num_rows, num_rounds=arguments.rounds)
     if arguments.bench == "encoding":
         from tools.bench import encoding
 
@@ -82,11 +98,19 @@ def _parser() -> argparse.ArgumentParser:
         ("loading", "timelines and examples per second of the loader alone"),
         ("training", "examples per second of training, and of loading beside it"),
         ("encoding", "one encoder pass a timeline against one an example"),
+        ("dedup", "steps of a table with and without deduplicating a batch's ids"),
     ):
         bench = benches.add_parser(name, help=text)
         bench.add_argument("overrides", nargs="+", help="options of `stack`, such as data=complete_journey")
         bench.add_argument("--rounds", type=int, default=5)
         bench.add_argument("--batches", type=int, default=4, help="batches that `encoding` passes")
+        bench.add_argument("--out", type=Path, help="JSON file")
+    for name, text in (
+        ("lookup", "FBGEMM's sequence kernel against one-id bags in its pooled one"),
+        ("communication", "error, bytes and time of vectors sent in fp16 and int8"),
+    ):
+        bench = benches.add_parser(name, help=text)
+        bench.add_argument("--rounds", type=int, default=5)
         bench.add_argument("--out", type=Path, help="JSON file")
     _add_benches_of_ids(benches)
     once = benches.add_parser("once", help="one pass in this process (what `encoding` measures the memory of)")
