@@ -53,8 +53,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def skewed_ids(num_processes: int) -> list[Tensor]:
-    """Batches of (processes, N). A row's number is rows^u, u uniform, so the k-th is asked for about 1/k as often as the
-    first (Zipf's law), and a hundredth of the rows have two thirds of the ids."""
+    """Batches of (processes, N). A row's number is rows^u, u uniform, so the k-th is asked for about 1/k as often as
+    the first (Zipf's law), and a hundredth of the rows have two thirds of the ids."""
     generator = torch.Generator().manual_seed(0)
     shape = (num_processes, NUM_IDS)
     draws = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(NUM_STEPS))
