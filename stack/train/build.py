@@ -42,6 +42,7 @@ from stack.train.ranks import same_on_all_ranks, sum_over_ranks
 from stack.train.run_folder import CHECKPOINTS, CURVES, PLAN, STEPS
 from stack.train.saving import NUM_REFUSED, Saver, check_context, context_of, restore_model, restore_optimizer
 from stack.train.step import Stepper
+from stack.train.steps import steps_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ def build_sharded_model(
         device=device.type,
         cluster=setup.cluster,
         options=setup.plan,
+        ids=setup.ids,
     )
     if not same_on_all_ranks(msgspec.json.encode(plan)):
         raise ConfigError(
@@ -166,9 +168,8 @@ def build_loop(setup: Setup, *, device: torch.device, checkpoint: Checkpoint | N
     )
     return Loop(
         loader=loader,
-        stepper=stepper,
+        steps=steps_of(setup.train.pipeline, stepper, device=device),
         periodics=_periodics(setup, saver, first_step=start.step, num_steps=num_steps),
-        device=device,
         step=start.step,
         num_steps=num_steps,
         num_refused=int(start.numbers[NUM_REFUSED] or 0),

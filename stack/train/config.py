@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from stack.base.errors import ConfigError
 from stack.data.days import day_number
+
+
+class Pipeline(Enum):
+    """How far ahead of its step a batch is begun, apart from its loading."""
+
+    none = "none"
+    """Not at all."""
+    sparse_dist = "sparse_dist"
+    """TorchRec's TrainPipelineSparseDist: ids go to the processes that hold their rows while the batch before is
+    computed. The same losses."""
 
 
 @dataclass(kw_only=True)
@@ -24,6 +35,8 @@ class TrainConfig:
     # consecutive days whose timelines are shuffled together; blocks follow in time order
     num_prefetch: int = 4
     # batches made ahead
+    pipeline: Pipeline = Pipeline.none
+    # sparse_dist sends the next batch's ids to their rows while a batch is computed; the losses are the same
     max_steps: int | None = None
     # stop after so many steps; null is to the end of the days
     save_every_steps: int = 500

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
-import torch
-
-from stack.data.batch import to_device
 from stack.data.loader import Loader
 from stack.train.periodic import Moment, Periodic
 from stack.train.step import Stepper
+from stack.train.steps import Loaded, Steps
 from stack.train.stop import StopRequest
 
 
@@ -20,12 +19,16 @@ class Loop:
     """All that training needs, made by `stack.train.build`. `step` steps are done and `num_refused` were refused."""
 
     loader: Loader
-    stepper: Stepper
+    steps: Steps
     periodics: Sequence[Periodic]
-    device: torch.device
     step: int
     num_steps: int
     num_refused: int
+
+    @property
+    def stepper(self) -> Stepper:
+        """What a step is."""
+        return self.steps.stepper
 
     def run(self) -> bool:
         """Trains; returns whether it came to the end, or was asked to stop before."""
@@ -39,27 +42,47 @@ class Loop:
     def _train(self, request: StopRequest) -> bool:
         moment: Moment | None = None
         step, num_refused = self.step, self.num_refused
-        started, here = time.perf_counter(), self.loader.cursor
-        for batch in self.loader if step < self.num_steps else ():
-            loaded = time.perf_counter()
-            result = self.stepper(to_device(batch, self.device), step=step, asked_to_stop=request.asked)
-            step, num_refused = step + 1, num_refused + result.refused
+        arrivals = _Arrivals(self.loader, num_batches=self.num_steps - self.step)
+        started = time.perf_counter()
+        for done in self.steps.run(arrivals, first_step=step, asked_to_stop=lambda: request.asked):
+            step, num_refused = step + 1, num_refused + done.result.refused
             ended = time.perf_counter()
             moment = Moment(
                 step=step,
                 num_steps=self.num_steps,
-                day=self.loader.blocks[here.block][0],
-                cursor=self.loader.cursor,
+                day=done.day,
+                cursor=done.cursor,
                 num_refused=num_refused,
-                result=result,
+                result=done.result,
                 seconds=ended - started,
-                wait_seconds=loaded - started,
+                wait_seconds=arrivals.take_waited(),
             )
-            started, here = ended, self.loader.cursor
+            started = ended
             for periodic in self.periodics:
                 periodic.after_step(moment)
-            if result.stop or step == self.num_steps:
+            if done.result.stop:
                 break
         for periodic in self.periodics:
             periodic.at_end(moment)
         return step == self.num_steps
+
+
+class _Arrivals:
+    """The loader's next batches, each with its place, and how long they were waited for."""
+
+    def __init__(self, loader: Loader, *, num_batches: int) -> None:
+        self._loader = loader
+        self._num_batches = num_batches
+        self._waited_seconds = 0.0
+
+    def __iter__(self) -> Iterator[Loaded]:
+        here, started = self._loader.cursor, time.perf_counter()
+        for batch in islice(self._loader, self._num_batches):
+            self._waited_seconds += time.perf_counter() - started
+            yield Loaded(batch=batch, cursor=self._loader.cursor, day=self._loader.blocks[here.block][0])
+            here, started = self._loader.cursor, time.perf_counter()
+
+    def take_waited(self) -> float:
+        """Seconds since this was last asked."""
+        waited, self._waited_seconds = self._waited_seconds, 0.0
+        return waited

@@ -41,7 +41,13 @@ _GROUPS = ("data", "model", "tasks", "tables", "ids", "optim", "train", "run")
 _MAY_CHANGE = frozenset(
     {"tables.planner", "tables.plan", "ids.default_rows"}  # a checkpoint's rows go anywhere
     | {"run.dir", "run.name", "train.resume", "train.num_threads", "train.num_prefetch", "train.save_every_steps"}
-    | {"train.log_every_steps", "train.keep_last", "train.max_refused_batches", "train.collective_timeout_seconds"}
+    | {
+        "train.log_every_steps",
+        "train.keep_last",
+        "train.pipeline",
+        "train.max_refused_batches",
+        "train.collective_timeout_seconds",
+    }
 )
 _PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy", "pyarrow", "safetensors", "hydra-core")
 

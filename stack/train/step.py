@@ -15,6 +15,7 @@ from stack.base.errors import DataError
 from stack.base.seed import derive
 from stack.data.batch import Batch
 from stack.layers.norm import BatchStatistics
+from stack.model import AskedBatch
 from stack.tables.optim import set_table_learning_rate
 from stack.tasks import TaskOutput
 from stack.train.optim import Schedule
@@ -36,6 +37,31 @@ class StepResult:
     refused: bool
     stop: bool
     gradient_norm: float
+    rate_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """Sums over all ranks: example losses and example weights by task, examples of all groups."""
+
+    losses: dict[str, float]
+    weights: dict[str, float]
+    num_examples: int
+    num_bad: int
+    stop: bool
+
+    @property
+    def finite(self) -> bool:
+        return self.num_bad == 0 and all(map(math.isfinite, (*self.losses.values(), *self.weights.values())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """A step between its forward and its backward pass: this rank's `losses` by task, and what all ranks agreed on."""
+
+    step: int
+    losses: Mapping[str, Tensor]
+    sums: Sums
     rate_share: float
 
 
@@ -61,8 +87,8 @@ class Stepper:
         seed: int,
     ) -> None:
         self.model = model
+        self.optimizer = optimizer
         self._parameters = list(parameters.values())
-        self._optimizer = optimizer
         self._schedule = schedule
         self._dense_learning_rate = dense_learning_rate
         self._tables_learning_rate = tables_learning_rate
@@ -74,15 +100,25 @@ class Stepper:
 
     def __call__(self, batch: Batch, *, step: int, asked_to_stop: bool) -> StepResult:
         """Step number `step`, counted from 0. Raises `DataError` where a finite loss has a gradient that is not."""
+        return self.learn(self.compute(batch, step=step, asked_to_stop=asked_to_stop))
+
+    def compute(self, batch: Batch | AskedBatch, *, step: int, asked_to_stop: bool) -> Computed:
+        """The forward pass, and the agreement of all ranks on it."""
         torch.manual_seed(derive(self._seed, "step", step, dist.get_rank()))
         share = self._set_rates(step)
         refused_before = self._num_refused_by_norms()
         outputs: dict[str, TaskOutput] = self.model(batch)
         losses = {name: output.loss_E.sum() for name, output in outputs.items()}
-        num_bad = _num_not_finite(batch) + self._num_refused_by_norms() - refused_before
-        sums = _sum_over_ranks(losses, outputs, batch, num_bad=num_bad, asked_to_stop=asked_to_stop)
+        data = batch if isinstance(batch, Batch) else batch.batch
+        num_bad = _num_not_finite(data) + self._num_refused_by_norms() - refused_before
+        sums = _sum_over_ranks(losses, outputs, data, num_bad=num_bad, asked_to_stop=asked_to_stop)
+        return Computed(step=step, losses=losses, sums=sums, rate_share=share)
+
+    def learn(self, computed: Computed) -> StepResult:
+        """The backward pass and the updates, unless the batch is refused. Raises as the whole step does."""
+        sums = computed.sums
         means = {name: sums.losses[name] / weight for name, weight in sums.weights.items() if weight}
-        norm = self._learn(losses, sums.weights, step) if sums.finite else math.nan
+        norm = self._update(computed) if sums.finite else math.nan
         return StepResult(
             losses=means,
             loss=math.fsum(self._task_weights[name] * mean for name, mean in means.items())
@@ -92,7 +128,7 @@ class Stepper:
             refused=not sums.finite,
             stop=sums.stop,
             gradient_norm=norm,
-            rate_share=share,
+            rate_share=computed.rate_share,
         )
 
     def _num_refused_by_norms(self) -> int:
@@ -100,41 +136,27 @@ class Stepper:
 
     def _set_rates(self, step: int) -> float:
         share = self._schedule(step)
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self._dense_learning_rate * share
         set_table_learning_rate(self.model, self._tables_learning_rate * share)
         return share
 
-    def _learn(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], step: int) -> float:
+    def _update(self, computed: Computed) -> float:
         """Backward (tables move here), clipping and the dense update; returns the norm before clipping."""
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         # DDP and TorchRec average gradients over ranks; times their number it is the sum that the loss is.
+        weights = computed.sums.weights
         scale = {name: dist.get_world_size() / weight if weight else 0.0 for name, weight in weights.items()}
-        parts = [loss * (self._task_weights[name] * scale[name]) for name, loss in losses.items()]
+        parts = [loss * (self._task_weights[name] * scale[name]) for name, loss in computed.losses.items()]
         torch.autograd.backward(torch.stack(parts).sum())
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm, foreach=True))
         if not math.isfinite(norm):
             raise DataError(
-                f"step {step}: the loss is finite but its gradient is not, and the tables have taken it: "
+                f"step {computed.step}: the loss is finite but its gradient is not, and the tables have taken it: "
                 "resume from the last checkpoint with a lower optim.dense_learning_rate or optim.tables_learning_rate"
             )
-        self._optimizer.step()
+        self.optimizer.step()
         return norm
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sums:
-    """Sums over all ranks: example losses and example weights by task, examples of all groups."""
-
-    losses: dict[str, float]
-    weights: dict[str, float]
-    num_examples: int
-    num_bad: int
-    stop: bool
-
-    @property
-    def finite(self) -> bool:
-        return self.num_bad == 0 and all(map(math.isfinite, (*self.losses.values(), *self.weights.values())))
 
 
 def _num_not_finite(batch: Batch) -> int:
@@ -150,14 +172,14 @@ def _sum_over_ranks(
     *,
     num_bad: int,
     asked_to_stop: bool,
-) -> _Sums:
+) -> Sums:
     """One reduction for all that ranks must agree on."""
     names = list(losses)
     num_examples = sum(examples.num_examples for examples in batch.groups.values())
     facts = torch.tensor([num_examples, num_bad, asked_to_stop], dtype=torch.float64, device=batch.user_B.device)
     numbers = [losses[name].detach() for name in names] + [outputs[name].weight_E.detach().sum() for name in names]
     found = totals(torch.cat([torch.stack(numbers).double(), facts]))
-    return _Sums(
+    return Sums(
         losses=dict(zip(names, found, strict=False)),
         weights=dict(zip(names, found[len(names) :], strict=False)),
         num_examples=int(found[-3]),

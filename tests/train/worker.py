@@ -28,7 +28,7 @@ from stack.tasks import TasksConfig
 from stack.towers.config import ModelConfig
 from stack.train import verb
 from stack.train.build import Setup, build_loop
-from stack.train.config import TrainConfig
+from stack.train.config import Pipeline, TrainConfig
 from stack.train.optim import OptimConfig
 from stack.train.run_folder import write_facts
 
@@ -43,6 +43,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     norm: str = "none"
     dropout: float = 0.0
+    pipeline: str = "none"
     dense_learning_rate: float = 1e-3
     tables_learning_rate: float = 0.02
     train: dict[str, int | bool | str] = {}
@@ -58,8 +59,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 def setup_of(run: Run) -> Setup:
     options = {"batch_size": 16, "num_epochs": 2, "save_every_steps": 5, "log_every_steps": 5, "num_threads": 1}
-    train = TrainConfig(**(options | run.train))
-    composed = {"train": vars(train), "model": {"norm": run.norm, "dropout": run.dropout}, "run": {"name": run.name}}
+    pipeline = Pipeline[run.pipeline]
+    train = TrainConfig(**(options | run.train), pipeline=pipeline)
+    composed = {
+        "train": vars(train) | {"pipeline": pipeline.value},
+        "model": {"norm": run.norm, "dropout": run.dropout},
+        "run": {"name": run.name},
+    }
     return Setup(
         dataset=Path(run.dataset),
         model=ModelConfig(norm=Norm[run.norm], dropout=run.dropout, num_states=16),
