@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stack.base.dist import World, world
 from stack.base.errors import ConfigError
+from stack.ids.config import IdsConfig
 from stack.tables.capabilities import check_capable
 from stack.tables.cluster import ClusterConfig
 from stack.tables.config import Planner, TablesConfig, TableSpec
@@ -27,8 +28,9 @@ def plan_for(
     device: str,
     cluster: ClusterConfig,
     options: PlanConfig,
+    ids: IdsConfig,
 ) -> Plan:
-    """The plan for the processes of this job; `cluster` and `options` are for TorchRec's planner alone.
+    """The plan for the processes of this job; `cluster`, `options` and `ids` are for TorchRec's planner alone.
 
     Raises:
         ConfigError: the device cannot do what the options ask for, the pinned plan or the cluster is another job's,
@@ -37,7 +39,7 @@ def plan_for(
     here = world()
     if config.plan is None and config.planner is Planner.torchrec:
         machines = _machines(cluster, here, device)
-        asked = request_of(specs, tables=config, optimizer=optimizer, cluster=machines, options=options)
+        asked = request_of(specs, tables=config, optimizer=optimizer, cluster=machines, options=options, ids=ids)
         plan = plan_tables(asked).plan
     elif config.plan is None:
         plan = fixed_plan(specs, world_size=here.size, local_size=here.local_size, device=device, optimizer=optimizer)

@@ -9,6 +9,7 @@ import msgspec
 from stack.tables.cluster import ClusterConfig, Device
 from stack.tables.placement import Kernel, Plan, RowType, Sharding, TableOptimizer
 from stack.tables.plan import Planned, weights_and_state
+from stack.tables.plan_request import Request
 from stack.tables.planner import Piece, Placed
 
 MODEL = (
@@ -32,7 +33,7 @@ class Times(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TableUse(msgspec.Struct, frozen=True, kw_only=True):
-    """One table over all processes. `times` on the process where it takes longest."""
+    """One table over all processes. `map_bytes`: of managed ids. `times` on the process where it takes longest."""
 
     name: str
     num_rows: int
@@ -44,6 +45,7 @@ class TableUse(msgspec.Struct, frozen=True, kw_only=True):
     ranks: tuple[int, ...]
     weight_bytes: int
     state_bytes: int
+    map_bytes: int
     buffer_bytes: int
     times: Times
 
@@ -114,7 +116,7 @@ def report_of(planned: Planned) -> PlanReport:
         room_bytes=cluster.device_bytes,
         num_timelines=request.load.num_timelines,
         num_bags=request.num_bags,
-        tables=tuple(_table(placed, request.optimizer) for placed in planned.placed),
+        tables=tuple(_table(placed, request) for placed in planned.placed),
         ranks=ranks,
         slowest_rank=slowest.rank,
         step_ms=slowest.times.total_ms,
@@ -138,8 +140,12 @@ def step_ms(planned: Planned) -> float:
     return max(_rank(planned, rank).times.total_ms for rank in range(planned.request.cluster.world_size))
 
 
-def _table(placed: Placed, optimizer: TableOptimizer) -> TableUse:
-    weights, state = weights_and_state(placed, optimizer)
+def _table(placed: Placed, request: Request) -> TableUse:
+    weights, state = weights_and_state(placed, request.optimizer)
+    shards = [piece.shard for piece in placed.pieces]
+    maps = sum(
+        request.map_bytes(placed.table.name, first_row=shard.first_row, num_rows=shard.num_rows) for shard in shards
+    )
     held = [piece for piece in placed.pieces if piece.shard.num_rows]
     total = sum(piece.device_bytes + piece.host_bytes for piece in placed.pieces)
     ranks = tuple(sorted({piece.shard.rank for piece in held}))
@@ -149,13 +155,14 @@ def _table(placed: Placed, optimizer: TableOptimizer) -> TableUse:
         num_rows=placed.table.num_rows,
         dim=placed.table.dim,
         dtype=placed.table.dtype,
-        optimizer=optimizer,
+        optimizer=request.optimizer,
         sharding=placed.sharding,
         kernel=placed.kernel,
         ranks=ranks,
         weight_bytes=weights,
         state_bytes=state,
-        buffer_bytes=total - weights - state,
+        map_bytes=maps,
+        buffer_bytes=total - weights - state - maps,
         times=max(by_rank, key=lambda times: times.total_ms),
     )
 

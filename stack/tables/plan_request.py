@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stack.base.errors import ConfigError
+from stack.ids.config import IdMode, IdsConfig, ManagedConfig
 from stack.tables.capabilities import check_capable
 from stack.tables.cluster import ClusterConfig, Device
 from stack.tables.config import TablesConfig, TableSpec
 from stack.tables.layout import COLUMN_UNIT
 from stack.tables.placement import Kernel, Sharding, TableOptimizer
 from stack.tables.plan_config import PlanConfig
+from stack.tables.with_ids import map_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,8 @@ class Request:
     """All that decides a plan.
 
     `free`: names of tables whose sharding the planner chooses; the others are spread as they say. `host_memory`: rows
-    may also lie in host memory, read through a cache on the GPU.
+    may also lie in host memory, read through a cache on the GPU. `managed`: names of tables whose ids are managed, by
+    maps of `managed_ids` that lie beside the rows.
 
     Raises: `ConfigError` for tables that cannot be on such a device.
     """
@@ -47,6 +50,8 @@ class Request:
     load: Load = field(default_factory=Load)
     host_memory: bool = False
     data_parallel_mib: float = 1.0
+    managed: frozenset[str] = frozenset()
+    managed_ids: ManagedConfig = field(default_factory=ManagedConfig)
 
     def __post_init__(self) -> None:
         if not self.tables:
@@ -67,6 +72,12 @@ class Request:
             optimizer=self.optimizer,
             data_parallel_mib=self.data_parallel_mib,
         )
+
+    def map_bytes(self, table: str, *, first_row: int, num_rows: int) -> int:
+        """Memory of the map of a block of rows; 0 where ids are not managed."""
+        if table not in self.managed:
+            return 0
+        return map_bytes(self.managed_ids, first_row=first_row, num_rows=num_rows)
 
     @property
     def num_bags(self) -> int:
@@ -109,6 +120,7 @@ def request_of(
     optimizer: TableOptimizer,
     cluster: ClusterConfig,
     options: PlanConfig,
+    ids: IdsConfig,
 ) -> Request:
     """What the planner is asked; tables that `tables.shardings` names are not its to choose."""
     return Request(
@@ -124,6 +136,8 @@ def request_of(
         ),
         host_memory=options.host_memory,
         data_parallel_mib=tables.data_parallel_mib,
+        managed=frozenset(spec.name for spec in specs if ids.mode_of(spec.name) is IdMode.managed),
+        managed_ids=ids.managed,
     )
 
 

@@ -56,20 +56,22 @@ def differences_table(found: Sequence[Difference], *, title: str) -> Table:
 def _of_tables(report: PlanReport) -> Table:
     title = f"Tables over {report.world_size} x {report.device.value} ({report.cluster})"
     table = Table(title=title, title_justify="left")
-    for heading in ("table", "rows", "dim", "dtype", "optimizer", "weights GiB", "state GiB", "buffers GiB (est.)"):
-        table.add_column(heading, justify="right" if heading in ("rows", "dim") or "GiB" in heading else "left")
+    sizes = {"weights GiB": "weight_bytes", "state GiB": "state_bytes"}
+    if any(one.map_bytes for one in report.tables):
+        sizes["id map GiB"] = "map_bytes"
+    sizes["buffers GiB (est.)"] = "buffer_bytes"
+    for heading in ("table", "rows", "dim", "dtype", "optimizer", *sizes):
+        table.add_column(heading, justify="right" if heading in ("rows", "dim", *sizes) else "left")
     for heading in ("sharding", "kernel", "ranks", "step ms (est.)"):
         table.add_column(heading, justify="right" if "ms" in heading else "left")
     for one in report.tables:
         table.add_row(
             one.name, f"{one.num_rows:,}", str(one.dim), one.dtype.value, one.optimizer.value,
-            _gib(one.weight_bytes), _gib(one.state_bytes), _gib(one.buffer_bytes),
+            *(_gib(getattr(one, size)) for size in sizes.values()),
             one.sharding.value, one.kernel.value, spans(one.ranks), f"{one.times.total_ms:.2f}",
         )  # fmt: skip
     table.add_section()
-    sums = [
-        sum(getattr(one, name) for one in report.tables) for name in ("weight_bytes", "state_bytes", "buffer_bytes")
-    ]
+    sums = [sum(getattr(one, size) for one in report.tables) for size in sizes.values()]
     table.add_row("all", f"{sum(one.num_rows for one in report.tables):,}", "", "", "", *map(_gib, sums))
     return table
 

@@ -43,7 +43,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from stack.tables.cluster import ClusterConfig, Device
 from stack.tables.collection import module_name, table_name
 from stack.tables.config import TableSpec
-from stack.tables.placement import Kernel, RowType, Shard, Sharding, TableOptimizer
+from stack.tables.placement import Kernel, RowType, Shard, Sharding
 from stack.tables.plan_request import Request, block_columns
 
 _BYTES_PER_MS = 1e6  # of a GB per second
@@ -98,7 +98,7 @@ def place(request: Request) -> list[Placed]:
         constraints=constraints,
         estimator=[
             EmbeddingPerfEstimator(topology=topology, constraints=constraints),
-            _Storage(topology, constraints, request.optimizer),
+            _Storage(topology, constraints, request),
         ],
     )
     found: list[ShardingOption] = []
@@ -215,17 +215,16 @@ class _Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # TorchRec
 
 
 class _Storage(ShardEstimator):  # type: ignore[misc]  # TorchRec has no types
-    """TorchRec's estimate of weights, caches and buffers, with optimizer state and dense gradients as they will be.
+    """TorchRec's estimate of weights, caches and buffers, with optimizer state, dense gradients and the maps of managed
+    ids as they will be.
 
     The tables' weights carry no optimizer, so TorchRec adds none of its own.
     """
 
-    def __init__(
-        self, topology: Topology, constraints: dict[str, ParameterConstraints], optimizer: TableOptimizer
-    ) -> None:
+    def __init__(self, topology: Topology, constraints: dict[str, ParameterConstraints], request: Request) -> None:
         self._inner = EmbeddingStorageEstimator(topology=topology, constraints=constraints)
-        self._on_cpu = topology.compute_device == "cpu"
-        self._optimizer = optimizer
+        self._on_cpu = request.cluster.device is Device.cpu
+        self._request = request
 
     def estimate(self, sharding_options: list[ShardingOption], sharder_data_map: SharderDataMap) -> None:
         self._inner.estimate(sharding_options, sharder_data_map)
@@ -233,8 +232,12 @@ class _Storage(ShardEstimator):  # type: ignore[misc]  # TorchRec has no types
             kernel = Kernel(option.compute_kernel)
             for shard in option.shards:
                 block = TableSpec(name=option.name, num_rows=shard.size[0], dim=shard.size[1])
-                more = block.state_bytes(self._optimizer)
+                more = block.state_bytes(self._request.optimizer)
                 if kernel is Kernel.dense:
                     more += block.weight_bytes  # the gradient
                 in_host = self._on_cpu or kernel in _IN_HOST_MEMORY
                 shard.storage += Storage(hbm=0 if in_host else more, ddr=more if in_host else 0)
+                of_map = self._request.map_bytes(
+                    table_name(option.name), first_row=shard.offset[0], num_rows=shard.size[0]
+                )
+                shard.storage += Storage(hbm=0 if self._on_cpu else of_map, ddr=of_map if self._on_cpu else 0)

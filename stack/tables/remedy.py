@@ -98,7 +98,7 @@ def _fewer_rows(request: Request, shortage: Shortage) -> WayOut | None:
             _Change(
                 what=f"{table.name} with managed ids in {rows:,} rows ({rows / table.num_rows:.1%} of its ids)",
                 options=f"ids.modes.{table.name}=managed ids.rows.{table.name}={rows}",
-                request=replace(request, tables=_changed(request, smaller)),
+                request=replace(request, tables=_changed(request, smaller), managed=request.managed | {table.name}),
             )
         )
         if way.fits:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import torch
+
 from stack.base.errors import ConfigError
 from stack.ids.blocks import Blocks
-from stack.ids.config import IdMode, IdsConfig, IdSpec, id_specs
+from stack.ids.bounded import BoundedMap
+from stack.ids.config import IdMode, IdsConfig, IdSpec, ManagedConfig, id_specs
 from stack.tables.config import TableSpec
 from stack.tables.placement import Plan, TablePlan
 
@@ -28,6 +31,17 @@ def managed_blocks(plan: Plan, maps: Iterable[IdSpec], *, rank: int) -> dict[str
     """
     names = [one.name for one in maps if one.mode is IdMode.managed]
     return {name: _blocks(plan.table(name), world_size=plan.world_size, rank=rank) for name in names}
+
+
+def map_bytes(config: ManagedConfig, *, first_row: int, num_rows: int) -> int:
+    """Memory of the map of a block of managed rows, beside the rows; found on the meta device, where none is taken.
+
+    It is that of our own map, also where `config` has TorchRec's.
+    """
+    if num_rows == 0:
+        return 0
+    bounds = (0, first_row, first_row + num_rows) if first_row else (0, num_rows)
+    return BoundedMap(config, Blocks(bounds=bounds, rank=len(bounds) - 2), device=torch.device("meta")).num_bytes
 
 
 def _blocks(table: TablePlan, *, world_size: int, rank: int) -> Blocks:

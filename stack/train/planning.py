@@ -39,6 +39,7 @@ def plan(setup: Setup) -> None:
         optimizer=setup.optim.tables,
         cluster=setup.cluster,
         options=setup.plan,
+        ids=setup.ids,
     )
     folder = None if setup.plan.out is None else Path(setup.plan.out)
     if folder is not None:
