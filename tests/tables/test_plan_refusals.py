@@ -143,7 +143,7 @@ def test_ways_out_of_too_many_rows_on_gpus() -> None:
     assert found["cluster.hosts"].options == "cluster.hosts=4"
     assert found["cluster.hosts tables.row_type"].options == "cluster.hosts=2 tables.row_type=fp16"
     # On each process 5e6 rows take 132 bytes of weights and state, 16 of key, count and time; the map's index takes
-    # 2^24 x 4 bytes (above 3 x 5e6), its waiting room 2^24 x 12 (above 2 x 5e6): 1,008 MB, and 18 MB of b. 5.5e6: 1,100.
+    # 2^24 x 4 bytes (above 3 x 5e6), its waiting room 2^24 x 12 (above 2 x 5e6): 1,008 MB, and 18 MB of b. 5.5e6: 1,100
     assert found["ids.modes.a ids.rows.a"].options == "ids.modes.a=managed ids.rows.a=10000000"
     missing = found["tables.row_types.a"].missing_bytes
     assert missing is not None
