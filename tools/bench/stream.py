@@ -20,6 +20,7 @@ from stack.base.dist import process_group
 from stack.base.seed import derive
 from stack.ids.config import IdMode, IdSpec
 from stack.ids.hashing import hash63, hash64
+from stack.ids.managed import MapState
 from stack.ids.maps import IdMaps
 from stack.tables.collection import Tables
 from stack.tables.config import RowType, TableOptimizer, TableSpec
@@ -119,6 +120,18 @@ class Learner:
 def least_loss(step: Step) -> float:
     """The mean log loss of whoever knows every chance."""
     return float(functional.binary_cross_entropy(step.chance_N, step.clicked_N))
+
+
+def full_of(keys: Tensor) -> MapState:
+    """The state of a map of len(keys) + 1 rows, all of which belong to these keys, seen once before all else."""
+    key_N = keys.sort().values
+    nothing = torch.empty(0, dtype=torch.int64)
+    ones = torch.ones(len(key_N), dtype=torch.int32)
+    return MapState(
+        clock=1, queue_clock=0, key_N=key_N, row_N=torch.arange(1, len(key_N) + 1), count_N=ones, last_N=ones.clone(),
+        waiting_key_W=nothing, waiting_count_W=nothing.int(), queue_Q=nothing, pending_P=nothing,
+        pending_step_P=nothing,
+    )  # fmt: skip
 
 
 @contextmanager
