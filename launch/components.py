@@ -350,6 +350,10 @@ def _agent(
     words += [f"--nnodes={min_hosts}:{hosts}" if min_hosts else f"--nnodes={hosts}", f"--nproc-per-node={processes}"]
     words += [f"--max-restarts={max_restarts}", f"--shutdown-timeout={shutdown_seconds}", "--role=", "--tee=3"]
     words += [f"--local-addr={local_addr}"] if local_addr else []
+    if (
+        rendezvous and local_addr and not _loopback(local_addr)
+    ):  # torch would compare with the addresses of the host's name
+        words.append(f"--rdzv-conf=is_host={'true' if local_addr == rendezvous.rpartition(':')[0] else 'false'}")
     words += [f"--rdzv-id={name}" if rendezvous else f"--rdzv-id={specs.macros.app_id}"]
     endpoint = shlex.quote(f"--rdzv-endpoint={rendezvous or 'localhost:0'}")
     if hosts > 1 and not rendezvous:
@@ -360,9 +364,13 @@ def _agent(
 
 def _agent_environment(env: Optional[Dict[str, str]], local_addr: str) -> Dict[str, str]:
     own = {_OWN_STORE: "1", "LOGLEVEL": "WARNING"}
-    if local_addr.startswith("127.") and sys.platform == "linux":
+    if _loopback(local_addr) and sys.platform == "linux":
         own["GLOO_SOCKET_IFNAME"] = "lo"
     return own | dict(env or {})
+
+
+def _loopback(address: str) -> bool:
+    return address.startswith("127.")
 
 
 def _in_order(steps: Sequence[str]) -> str:

@@ -79,7 +79,14 @@ def test_a_rendezvous_by_hand_starts_the_agent_of_this_host_alone() -> None:
     words = shlex.split(request.role_params["train"][0].args[2])
     assert app.roles[0].num_replicas == 1
     assert {"--nnodes=2", "--rdzv-endpoint=node1:29400", "--rdzv-id=stack-train-mine"} <= set(words)
-    assert not any(word.startswith("--local-addr") for word in words)
+    assert not any(word.startswith(("--local-addr", "--rdzv-conf")) for word in words)
+
+
+@pytest.mark.parametrize(("address", "is_host"), [("10.0.0.1", "true"), ("10.0.0.2", "false")])
+def test_the_host_whose_address_is_the_rendezvous_keeps_the_store(address: str, is_host: str) -> None:
+    _, request = rendered("train", *CLUSTER, "launch.rendezvous=10.0.0.1:29400", f"launch.local_addr={address}")
+    words = shlex.split(request.role_params["train"][0].args[2])
+    assert {f"--local-addr={address}", f"--rdzv-conf=is_host={is_host}"} <= set(words)
 
 
 def test_options_reach_the_verb_as_they_were_typed(tmp_path: Path) -> None:
