@@ -168,7 +168,7 @@ def build_loop(setup: Setup, *, device: torch.device, checkpoint: Checkpoint | N
     )
     return Loop(
         loader=loader,
-        steps=steps_of(setup.train.pipeline, stepper, device=device),
+        steps=steps_of(setup.train, stepper, device=device),
         periodics=_periodics(setup, saver, first_step=start.step, num_steps=num_steps),
         step=start.step,
         num_steps=num_steps,

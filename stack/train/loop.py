@@ -60,8 +60,6 @@ class Loop:
             started = ended
             for periodic in self.periodics:
                 periodic.after_step(moment)
-            if done.result.stop:
-                break
         for periodic in self.periodics:
             periodic.at_end(moment)
         return step == self.num_steps

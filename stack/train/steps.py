@@ -16,9 +16,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
-from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardedModule
@@ -31,7 +31,7 @@ from stack.data.loader import Cursor
 from stack.model import AskedBatch, UserModel
 from stack.tables.collection import Tables
 from stack.tables.shard import dense_module
-from stack.train.config import Pipeline
+from stack.train.config import Pipeline, TrainConfig
 from stack.train.step import Computed, Stepper, StepResult
 
 
@@ -62,8 +62,8 @@ class Steps(ABC):
 
     @abstractmethod
     def run(self, loaded: Iterable[Loaded], *, first_step: int, asked_to_stop: Callable[[], bool]) -> Iterator[Done]:
-        """Each batch when it is learnt from. May take a few batches more than it has given; those are lost where the
-        caller stops. Every rank must call for equally many."""
+        """Each batch once it was learnt from. Ends with the batches, or soon after a rank was asked to stop: then with
+        the last batch that was begun. All ranks must have equally many batches."""
 
 
 class OneByOne(Steps):
@@ -73,61 +73,62 @@ class OneByOne(Steps):
         for step, one in enumerate(loaded, first_step):
             result = self.stepper(to_device(one.batch, self.device), step=step, asked_to_stop=asked_to_stop())
             yield Done(result=result, cursor=one.cursor, day=one.day)
+            if result.stop:
+                return
 
 
 class SparseDist(Steps):
     """`train.pipeline=sparse_dist`.
 
-    Raises:
-        ConfigError: nothing is distributed, or the tables' ids are managed.
+    Where ids are managed, asking for a batch gives rows to ids and takes them from others. Batches are asked for in
+    order and their rows are reset with their lookup, so that changes nothing; but a checkpoint must not hold maps that
+    are ahead of their rows. So before every `save_every_steps`-th step no new batch is begun until all are done.
     """
 
-    def __init__(self, stepper: Stepper, *, device: torch.device) -> None:
+    def __init__(self, stepper: Stepper, *, device: torch.device, save_every_steps: int) -> None:
+        """Raises `ConfigError` where no table is sharded."""
         super().__init__(stepper, device=device)
-        check_sparse_dist(stepper.model)
+        model = dense_module(stepper.model)
+        assert isinstance(model, UserModel)
+        assert isinstance(model.tables, Tables)
+        if not model.tables.sharded:
+            raise ConfigError(
+                "train.pipeline=sparse_dist has no ids to send where all tables are data_parallel: "
+                "set train.pipeline=none"
+            )
+        self._model = model
+        managed = model.tables.ids is not None and model.tables.ids.managed_names
+        self._drain_every_steps = save_every_steps if managed else None
 
     def run(self, loaded: Iterable[Loaded], *, first_step: int, asked_to_stop: Callable[[], bool]) -> Iterator[Done]:
         pipeline = _SparseDist(self.stepper, device=self.device, first_step=first_step, asked_to_stop=asked_to_stop)
-        model = dense_module(self.stepper.model)
-        assert isinstance(model, UserModel)
-        staged = (_Staged(one, model.ask(to_device(one.batch, self.device))) for one in loaded)
-        try:
-            while True:
-                try:
-                    done = pipeline.progress(staged)
-                except StopIteration:  # how TorchRec says that all is done
+        batches = iter(loaded)
+        step, last_step, stopping = first_step, -1, False
+
+        def staged(num_batches: int | None) -> Iterator[_Staged]:
+            for one in islice(batches, num_batches):
+                yield _Staged(one, self._model.ask(to_device(one.batch, self.device)))
+                if stopping:
                     return
-                yield done
+
+        try:
+            while step != last_step and not stopping:
+                last_step = step
+                for done in pipeline.through(staged(self._num_until_drained(step))):
+                    step, stopping = step + 1, stopping or done.result.stop
+                    yield done
         finally:
-            pipeline.detach()  # the model looks up by itself again
-            pipeline.reset()
-            staged.close()
+            pipeline.let_go()
+
+    def _num_until_drained(self, step: int) -> int | None:
+        return None if self._drain_every_steps is None else self._drain_every_steps - step % self._drain_every_steps
 
 
-def steps_of(pipeline: Pipeline, stepper: Stepper, *, device: torch.device) -> Steps:
+def steps_of(config: TrainConfig, stepper: Stepper, *, device: torch.device) -> Steps:
     """The choice of `train.pipeline`."""
-    kinds: dict[Pipeline, type[Steps]] = {Pipeline.none: OneByOne, Pipeline.sparse_dist: SparseDist}
-    return kinds[pipeline](stepper, device=device)
-
-
-def check_sparse_dist(model: nn.Module) -> None:
-    """Refuses what TorchRec's pipeline cannot run ahead of.
-
-    Raises:
-        ConfigError: no table is sharded; or ids are managed, whose maps would be batches ahead of the weights that a
-            checkpoint keeps them with.
-    """
-    tables = [part for part in model.modules() if isinstance(part, Tables)]
-    for part in tables:
-        if part.ids is not None and part.ids.managed_names:
-            raise ConfigError(
-                f"train.pipeline=sparse_dist gives rows to ids up to two batches ahead, and a checkpoint must not hold "
-                f"the managed ids of {', '.join(part.ids.managed_names)} ahead of their rows: set train.pipeline=none"
-            )
-    if not any(part.sharded for part in tables):
-        raise ConfigError(
-            "train.pipeline=sparse_dist has nothing to do where all tables are data_parallel: set train.pipeline=none"
-        )
+    if config.pipeline is Pipeline.none:
+        return OneByOne(stepper, device=device)
+    return SparseDist(stepper, device=device, save_every_steps=config.save_every_steps)
 
 
 class _Staged(Pipelineable):  # type: ignore[misc]  # TorchRec has no types
@@ -159,11 +160,21 @@ class _SparseDist(TrainPipelineSparseDist):  # type: ignore[misc]
         self._asked_to_stop = asked_to_stop
         self._result: StepResult | None = None
 
-    def progress(self, staged: Iterator[_Staged]) -> Done:
-        """The next batch's step. Raises `StopIteration` after the last one."""
-        loaded: Loaded = super().progress(staged)
-        assert self._result is not None
-        return Done(result=self._result, cursor=loaded.cursor, day=loaded.day)
+    def through(self, staged: Iterator[_Staged]) -> Iterator[Done]:
+        """A step for each batch, until none is left in the pipeline."""
+        while True:
+            try:
+                loaded: Loaded = self.progress(staged)
+            except StopIteration:  # how TorchRec says that all is done
+                return
+            assert self._result is not None
+            yield Done(result=self._result, cursor=loaded.cursor, day=loaded.day)
+
+    def let_go(self) -> None:
+        """The model looks up by itself again; batches that were begun are dropped, and the loader with them."""
+        self.detach()
+        self.reset()
+        self._dataloader_iter = None
 
     def _compute(self, staged: _Staged) -> tuple[Computed, Loaded]:
         computed = self._stepper.compute(staged.batch, step=self._step, asked_to_stop=self._asked_to_stop())
