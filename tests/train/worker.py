@@ -1,12 +1,14 @@
 """Small training runs, for tests in this process and as a program of one or several processes:
 
 python -m tests.train.worker <arguments of `Run` as JSON>
+
+With several of them, and not through the verb, one run after the other.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from stack.base.dist import process_group
 from stack.base.run import RunConfig
 from stack.data.batch import Batch
 from stack.data.loader import Cursor, Loader
-from stack.ids.config import IdMode, IdsConfig
+from stack.ids.config import IdMode, IdsConfig, ManagedConfig
 from stack.ids.hashing import HashVariant
 from stack.layers.norm import Norm
 from stack.tables.config import TablesConfig
@@ -85,7 +87,9 @@ def setup_of(run: Run) -> Setup:
 def _ids(run: Run) -> IdsConfig:
     rows = {table: rows for table, rows in (("item", run.managed_rows), ("brand", run.hashed_rows)) if rows}
     kinds = {"item": IdMode.managed, "brand": IdMode.hashed}
-    return IdsConfig(modes={table: kinds[table] for table in rows}, rows=rows, hash=HashVariant.double)
+    managed = ManagedConfig(waiting_per_row=2000.0)  # so many places that no count is lost
+    modes = {table: kinds[table] for table in rows}
+    return IdsConfig(modes=modes, rows=rows, hash=HashVariant.double, managed=managed)
 
 
 class Poisoned:
@@ -121,23 +125,25 @@ def losses(folder: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in record.items() if "seconds" not in key} for record in records]
 
 
-def run_and_tell_buffers(run: Run) -> None:
+def run_and_tell_buffers(runs: Sequence[Run]) -> None:
     torch.set_num_threads(1)
-    device, setup = torch.device("cpu"), setup_of(run)
+    device = torch.device("cpu")
     with process_group(device=device) as world:
-        write_facts(run.folder, composed=setup.composed, seed=0, world_size=world.size, device=device)
-        loop = build_loop(setup, device=device, checkpoint=None)
-        if dist.get_rank() == world.size - 1:
-            loop = replace(loop, loader=Poisoned(loop.loader, run.poisoned_step))
-        loop.run()
-        buffers = dict(dense_module(loop.stepper.model).named_buffers())
-        told = {name: value.tolist() for name, value in buffers.items() if not name.startswith("tables.")}
-        (run.folder / f"buffers-{world.rank}.json").write_bytes(msgspec.json.encode(told))
+        for run in runs:
+            setup = setup_of(run)
+            write_facts(run.folder, composed=setup.composed, seed=0, world_size=world.size, device=device)
+            loop = build_loop(setup, device=device, checkpoint=None)
+            if dist.get_rank() == world.size - 1:
+                loop = replace(loop, loader=Poisoned(loop.loader, run.poisoned_step))
+            loop.run()
+            buffers = dict(dense_module(loop.stepper.model).named_buffers())
+            told = {name: value.tolist() for name, value in buffers.items() if not name.startswith("tables.")}
+            (run.folder / f"buffers-{world.rank}.json").write_bytes(msgspec.json.encode(told))
 
 
 if __name__ == "__main__":
-    asked = msgspec.json.decode(sys.argv[1], type=Run)
-    if asked.through_verb:
-        verb.train(setup_of(asked))
+    asked = [msgspec.json.decode(text, type=Run) for text in sys.argv[1:]]
+    if asked[0].through_verb:
+        verb.train(setup_of(asked[0]))
     else:
         run_and_tell_buffers(asked)
