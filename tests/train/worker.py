@@ -7,6 +7,7 @@ With several of them, and not through the verb, one run after the other.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -32,13 +33,15 @@ from stack.train import verb
 from stack.train.build import Setup, build_loop
 from stack.train.config import Pipeline, TrainConfig
 from stack.train.optim import OptimConfig
+from stack.train.periodic import Moment, Periodic
 from stack.train.run_folder import write_facts
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """A run of the smallest model on a prepared dataset. Where they are not 0, items have `managed_rows`, and brands
     `hashed_rows`, of which each brand has two. `through_verb` trains as `stack train` does; otherwise each
-    rank also writes its buffers beside the run, and the last rank's batch of step `poisoned_step` holds a NaN."""
+    rank also writes its buffers beside the run, the last rank's batch of step `poisoned_step` holds a NaN, and it is
+    sent SIGTERM after step `stopped_after`."""
 
     dataset: str = ""
     runs: str = ""
@@ -51,6 +54,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     train: dict[str, int | bool | str] = {}
     through_verb: bool = True
     poisoned_step: int = -1
+    stopped_after: int = -1
     managed_rows: int = 0
     hashed_rows: int = 0
 
@@ -119,6 +123,17 @@ def poisoned(batch: Batch) -> Batch:
     )
 
 
+class Stop(Periodic):
+    """Asks this process to stop as a scheduler would, after a step."""
+
+    def __init__(self, *, after_step: int) -> None:
+        self._after_step = after_step
+
+    def after_step(self, moment: Moment) -> None:
+        if moment.step == self._after_step:
+            signal.raise_signal(signal.SIGTERM)
+
+
 def losses(folder: Path) -> list[dict[str, object]]:
     """The run's log without its times."""
     records = [msgspec.json.decode(line) for line in (folder / "steps.jsonl").read_bytes().splitlines()]
@@ -134,7 +149,8 @@ def run_and_tell_buffers(runs: Sequence[Run]) -> None:
             write_facts(run.folder, composed=setup.composed, seed=0, world_size=world.size, device=device)
             loop = build_loop(setup, device=device, checkpoint=None)
             if dist.get_rank() == world.size - 1:
-                loop = replace(loop, loader=Poisoned(loop.loader, run.poisoned_step))
+                stop = Stop(after_step=run.stopped_after)
+                loop = replace(loop, loader=Poisoned(loop.loader, run.poisoned_step), periodics=[*loop.periodics, stop])
             loop.run()
             buffers = dict(dense_module(loop.stepper.model).named_buffers())
             told = {name: value.tolist() for name, value in buffers.items() if not name.startswith("tables.")}
