@@ -35,8 +35,10 @@ atexit.register(tell)
 import torch
 from stack.base.dist import process_group
 with process_group(device=torch.device("cpu")) as here:
-    from tests.tables.worker import run
-    held = run(here)
+    from stack.tables.placement import Sharding
+    from tests.tables.worker import Case, build, train
+    model = build(Case(sharding=Sharding.row_wise), here)
+    train(model, here)
     tell()
     sys.stdout.write("\\n")
 """
