@@ -129,11 +129,11 @@ def picture(figures: Sequence[Figure], file: Path) -> None:
         axes.plot(counts, [figure.median for figure in step], "o-", color="tab:blue")
         axes.fill_between(counts, [one.low for one in step], [one.high for one in step], color="tab:blue", alpha=0.2)
         axes.set(xscale="log", xlabel=what, ylabel="processor ms a step (blue)")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.2 * max(figure.high for figure in step))
         other = axes.twinx()
         other.plot(counts, [figure.median for figure in memory], "s--", color="tab:red")
         other.set_ylabel("GiB held (red)")
-        other.set_ylim(bottom=0)
+        other.set_ylim(0, 1.2 * max(figure.high for figure in memory))
     file.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(file, dpi=120)
 
