@@ -37,8 +37,7 @@ from stack.base.dist import process_group
 with process_group(device=torch.device("cpu")) as here:
     from stack.tables.placement import Sharding
     from tests.tables.worker import Case, build, train
-    model = build(Case(sharding=Sharding.row_wise), here)
-    train(model, here)
+    held = train(build(Case(sharding=Sharding.row_wise), here), here)
     tell()
     sys.stdout.write("\\n")
 """
