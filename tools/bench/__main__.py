@@ -2,17 +2,18 @@
 
     python -m tools.bench ingest data=complete_journey
     python -m tools.bench loading data=complete_journey train.from_day=2017-11-01
-    python -m tools.bench training +experiment=demo train.from_day=2017-11-01 --out training.json
-    python -m tools.bench encoding +experiment=demo --batches 4
+    python -m tools.bench training experiment=demo train.from_day=2017-11-01 --out training.json
+    python -m tools.bench encoding experiment=demo --batches 4
     python -m tools.bench lookup
     python -m tools.bench dedup data=complete_journey
+    python -m tools.bench pipeline experiment=demo train.from_day=2017-11-01
     python -m tools.bench communication
     python -m tools.bench ids --out ids.json
     python -m tools.bench drift
     python -m tools.bench billion --picture billion.png
 
-`loading`, `training`, `encoding` and `dedup` need a prepared dataset. On an idle machine: `conditions.load_average` in
-the JSON tells how idle.
+`loading`, `training`, `encoding`, `dedup` and `pipeline` need a prepared dataset. On an idle machine:
+`conditions.load_average` in the JSON tells how idle.
 """
 
 from __future__ import annotations
@@ -68,6 +69,10 @@ def _measure(arguments: argparse.Namespace) -> list[harness.Figure]:
         if arguments.picture is not None:
             billion.picture(figures, arguments.picture)
         return figures
+    if arguments.bench == "pipeline":
+        from tools.bench import pipeline
+
+        return pipeline.measure(arguments.overrides, num_steps=arguments.steps, num_rounds=arguments.rounds)
     workload = _workload(arguments)
     if arguments.bench == "dedup":
         from tools.bench import exchange, histories
@@ -112,6 +117,11 @@ def _parser() -> argparse.ArgumentParser:
         bench = benches.add_parser(name, help=text)
         bench.add_argument("--rounds", type=int, default=5)
         bench.add_argument("--out", type=Path, help="JSON file")
+    pipeline = benches.add_parser("pipeline", help="training steps without and with train.pipeline=sparse_dist")
+    pipeline.add_argument("overrides", nargs="+", help="options of `stack`, such as data=complete_journey")
+    pipeline.add_argument("--steps", type=int, default=24, help="of each round")
+    pipeline.add_argument("--rounds", type=int, default=5)
+    pipeline.add_argument("--out", type=Path, help="JSON file")
     _add_benches_of_ids(benches)
     once = benches.add_parser("once", help="one pass in this process (what `encoding` measures the memory of)")
     once.add_argument("variant")
