@@ -1,8 +1,8 @@
 """The sets on which a task is scored, and the correction that makes a model's log-odds right on each.
 
 Where f(x) is the log-odds of a candidate where nothing was sampled, those among observed examples and negatives drawn
-at an expected `rate` for each candidate are f(x) - log rate: negatives are `rate` times as frequent. A score g(x) counts
-negatives at a rate c that training chose (`stack.tasks.sampling`): f(x) = g(x) + log c.
+at an expected `rate` for each candidate are f(x) - log rate: negatives are `rate` times as frequent. A score g(x)
+counts negatives at a rate c that training chose (`stack.tasks.sampling`): f(x) = g(x) + log c.
 
     set           examples            logit
     uniform       draw in {0, 1}      f - log rate_uniform        what a user would see
