@@ -1,8 +1,9 @@
 """Proves from the installed metadata that nothing is missing: `python tools/check_closure.py [requirements file ...]`.
 
 The closure is installed without dependency resolution, so this check stands in for it: every requirement, with its
-markers, of every installed distribution is there with an allowed version, and every pin of the files is installed as
-pinned. One exception is named here; everything else exits 1 with a line for each fault.
+markers, of every installed distribution is there with an allowed version, every pin of the files is installed as
+pinned, and what a pinned distribution requires is pinned too: installed by hand here, it would be missing elsewhere.
+One exception is named here; everything else exits 1 with a line for each fault.
 """
 
 from __future__ import annotations
@@ -81,12 +82,28 @@ def wrong_pins(found: Mapping[str, Installed], requirements: Iterable[str]) -> l
     return lines
 
 
+def unpinned(found: Mapping[str, Installed], requirements: Iterable[str]) -> list[str]:
+    """A line for each requirement of a pinned distribution that is installed and no pin."""
+    pins = {
+        canonicalize_name(Requirement(pin).name) for text in requirements if (pin := text.partition("#")[0].strip())
+    }
+    missing = faults({name: one for name, one in found.items() if name in pins})
+    return [
+        f"{line.removesuffix('not installed')}installed, but no pin"
+        for line in missing
+        if line.endswith("not installed")
+    ]
+
+
 def main(files: Sequence[str]) -> int:
     """Checks and says what it found; 1 where anything is wrong."""
     found = installed()
     lines = faults(found)
-    for file in files:
-        lines += [f"{file}: {line}" for line in wrong_pins(found, Path(file).read_text().splitlines())]
+    texts = {file: Path(file).read_text().splitlines() for file in files}
+    for file, text in texts.items():
+        lines += [f"{file}: {line}" for line in wrong_pins(found, text)]
+    if not lines:
+        lines += unpinned(found, [line for text in texts.values() for line in text])
     for line in lines:
         sys.stderr.write(f"{line}\n")
     if not lines:

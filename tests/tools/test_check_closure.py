@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from tools.check_closure import Installed, faults, installed, wrong_pins
+from tools.check_closure import Installed, faults, installed, unpinned, wrong_pins
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,11 +50,22 @@ def test_pins_match_the_public_version_and_comments_are_passed_over() -> None:
     assert lines == ["rich==14.0.0: 15.0.0 is installed", "tqdm==4.70.1: not installed"]
 
 
+def test_what_a_pin_requires_must_be_a_pin() -> None:
+    found = {"a": _one("1.0", "b"), "b": _one("1.0", "c"), "c": _one("1.0")}
+    assert unpinned(found, ["a==1.0", "b==1.0  # why", "c==1.0"]) == []
+    assert unpinned(found, ["a==1.0", "b==1.0"]) == ["b 1.0 requires c: installed, but no pin"]
+    assert unpinned(found, ["c==1.0"]) == []
+
+
 def test_nothing_is_missing_in_this_environment() -> None:
     found = installed()
     assert faults(found) == []
-    for name in ("cpu", "build", "dev"):
-        assert wrong_pins(found, (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()) == []
+    every = []
+    for name in ("cpu", "build", "launch", "dev"):
+        pins = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+        assert wrong_pins(found, pins) == []
+        every += pins
+    assert unpinned(found, every) == []
 
 
 def test_the_cuda_file_differs_from_the_cpu_file_only_by_what_cuda_needs() -> None:
@@ -68,7 +79,7 @@ def test_the_cuda_file_differs_from_the_cpu_file_only_by_what_cuda_needs() -> No
     )
 
 
-@pytest.mark.parametrize("name", ["cpu", "cuda", "build", "dev"])
+@pytest.mark.parametrize("name", ["cpu", "cuda", "build", "launch", "dev"])
 def test_requirements_are_exact_sorted_pins_without_hosts(name: str) -> None:
     lines = [line for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines() if line[0] != "#"]
     assert lines == sorted(set(lines), key=lambda line: line.partition("==")[0])
