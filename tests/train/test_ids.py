@@ -16,6 +16,7 @@ from stack.data.dataset import Dataset
 from stack.export.config import ExportConfig
 from stack.export.export import Trained, export
 from stack.export.ids import exported_ids
+from stack.export.rows import VocabularyReader
 from stack.ids.managed import MapState, join_states
 from stack.tables.shard import table_shards
 from stack.train.build import build_sharded_model
@@ -119,6 +120,11 @@ def test_a_package_of_managed_and_hashed_ids_equals_the_trained_model(whole: Run
         ids = exported_ids(id_maps(run.model))
         trained = Trained(name="whole", model=run.user_model, checkpoint=run.checkpoint, dataset=run.dataset, ids=ids)
         manifest = export(trained, folder=whole.folder / "package", config=ExportConfig())
+        maps = id_maps(run.model)
+        assert maps is not None
+        trained_rows = maps("item", torch.arange(200)).numpy()
+    served = VocabularyReader(whole.folder / "package" / "vocab", "item")
+    assert served.rows([f"item-{row}" for row in range(200)]).tolist() == trained_rows.tolist()
     assert manifest.parity.worst <= manifest.parity.tolerance
     assert manifest.tables["item"].num_rows == 60
     assert manifest.vocabularies["item"].num_ids == 59, "items without a row are left out"
