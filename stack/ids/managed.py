@@ -67,6 +67,12 @@ class MapFigures:
             **{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(MapFigures)}
         )
 
+    def __sub__(self, earlier: MapFigures) -> MapFigures:
+        """What happened since the earlier ones."""
+        return MapFigures(
+            **{field.name: getattr(self, field.name) - getattr(earlier, field.name) for field in fields(MapFigures)}
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class MapState:

@@ -35,11 +35,13 @@ from stack.tasks import TASKS, TasksConfig
 from stack.telemetry.console import say
 from stack.towers.config import ModelConfig
 from stack.train.config import TrainConfig
+from stack.train.id_log import IdLog
+from stack.train.id_state import id_maps
 from stack.train.loop import Loop
 from stack.train.optim import OptimConfig, build_dense_optimizer, build_schedule
 from stack.train.periodic import Bar, Curves, Line, Periodic, RefusalLimit, Save, StepLog
 from stack.train.ranks import same_on_all_ranks, sum_over_ranks
-from stack.train.run_folder import CHECKPOINTS, CURVES, PLAN, STEPS
+from stack.train.run_folder import CHECKPOINTS, CURVES, IDS, PLAN, STEPS
 from stack.train.saving import NUM_REFUSED, Saver, check_context, context_of, restore_model, restore_optimizer
 from stack.train.step import Stepper
 from stack.train.steps import steps_of
@@ -169,7 +171,7 @@ def build_loop(setup: Setup, *, device: torch.device, checkpoint: Checkpoint | N
     return Loop(
         loader=loader,
         steps=steps_of(setup.train, stepper, device=device),
-        periodics=_periodics(setup, saver, first_step=start.step, num_steps=num_steps),
+        periodics=_periodics(setup, saver, maps=id_maps(model), first_step=start.step, num_steps=num_steps),
         step=start.step,
         num_steps=num_steps,
         num_refused=int(start.numbers[NUM_REFUSED] or 0),
@@ -206,15 +208,22 @@ def _announce(
     )
 
 
-def _periodics(setup: Setup, saver: Saver, *, first_step: int, num_steps: int) -> Sequence[Periodic]:
+def _periodics(
+    setup: Setup, saver: Saver, *, maps: IdMaps | None, first_step: int, num_steps: int
+) -> Sequence[Periodic]:
     """In the order in which they come after each step; what writes for all is on rank 0 alone."""
     everywhere: list[Periodic] = [
         RefusalLimit(limit=setup.train.max_refused_batches),
         Save(saver, every_steps=setup.train.save_every_steps),
     ]
-    if dist.get_rank() != 0:
-        return everywhere
     folder, every_steps = setup.run.folder, setup.train.log_every_steps
+    first = dist.get_rank() == 0
+    if maps is not None and maps.managed_names:
+        everywhere.insert(
+            0, IdLog(maps, folder / IDS, folder / CURVES, every_steps=every_steps, first_step=first_step, writes=first)
+        )
+    if not first:
+        return everywhere
     return [
         StepLog(folder / STEPS, first_step=first_step),
         Curves(folder / CURVES, every_steps=every_steps, first_step=first_step),

@@ -68,7 +68,7 @@ class StepLog(Periodic):
     """`steps.jsonl`: a line for every step, also refused ones. Lines after `first_step` (a killed run's) are cut."""
 
     def __init__(self, path: Path, *, first_step: int) -> None:
-        kept = [line for line in _lines(path) if msgspec.json.decode(line, type=_Step).step <= first_step]
+        kept = [line for line in complete_lines(path) if msgspec.json.decode(line, type=_Step).step <= first_step]
         path.write_bytes(b"".join(kept))
         self._file = path.open("ab")
 
@@ -187,7 +187,7 @@ class _Step(msgspec.Struct):
     step: int
 
 
-def _lines(path: Path) -> list[bytes]:
+def complete_lines(path: Path) -> list[bytes]:
     """Complete lines of a file that may not exist; a kill can leave half of the last one."""
     if not path.is_file():
         return []

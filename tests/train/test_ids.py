@@ -54,6 +54,18 @@ def test_the_run_admits_and_evicts(whole: Run) -> None:
     assert first - last, "some were evicted"
 
 
+def test_the_log_of_ids_adds_up(whole: Run) -> None:
+    lines = [msgspec.json.decode(line) for line in (whole.folder / "ids.jsonl").read_bytes().splitlines()]
+    assert [(line["step"], line["table"]) for line in lines] == [(5, "item"), (10, "item"), (15, "item")]
+    held = 0
+    for line in lines:
+        held += line["num_admitted"] - line["num_evicted"]
+        assert held == line["num_held"] == round(line["occupancy"] * 59)
+        assert 0.0 < line["hit_share"] < 1.0
+    assert sum(line["num_evicted"] for line in lines) > 0
+    assert len(state_of(saved(whole, 15)).key_N) == held
+
+
 def test_resumed_equals_uninterrupted_in_every_loss_and_every_byte(whole: Run) -> None:
     resumed = msgspec.structs.replace(whole, name="resumed")
     shutil.copytree(whole.folder, resumed.folder)
@@ -62,6 +74,7 @@ def test_resumed_equals_uninterrupted_in_every_loss_and_every_byte(whole: Run) -
     train(setup_of(resumed))
     assert losses(resumed.folder) == losses(whole.folder)
     assert saved(resumed, 16).manifest.files == saved(whole, 16).manifest.files
+    assert (resumed.folder / "ids.jsonl").read_bytes() == (whole.folder / "ids.jsonl").read_bytes()
     assert any(name.startswith("ids/item/") for name in saved(whole, 16).manifest.files)
 
 
