@@ -3,6 +3,7 @@
 #   make demo     a year of a real shop: ingest, train, evaluate, export, serve, two requests answered
 #   make full     the same with the larger training run
 #   make test     what CI runs: format, lint, types, import contracts, closure, tests
+#   make test-long the tests that take minutes each: jobs of two agents that lose workers and hosts
 #   make check    all of that but the tests
 #   make format   puts the code in its format
 #   make clean    removes what these targets made, but for prepared data and runs
@@ -17,7 +18,7 @@ RUNTIME := .venv/installed-$(CLOSURE)
 DEVELOPMENT := .venv/installed-development
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps
 
-.PHONY: demo full test check format clean environment
+.PHONY: demo full test test-long check format clean environment
 .DELETE_ON_ERROR:
 
 demo: $(RUNTIME)
@@ -30,6 +31,9 @@ environment: $(RUNTIME) $(DEVELOPMENT)
 
 test: check
 	$(BIN)/python -m pytest
+
+test-long: $(DEVELOPMENT)
+	$(BIN)/python -m pytest -m long
 
 check: $(DEVELOPMENT)
 	$(BIN)/ruff format --check .

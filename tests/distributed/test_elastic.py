@@ -11,7 +11,7 @@ import pytest
 from tests.distributed.elastic import NUM_STEPS, Job, lose_host
 from tests.prepared import write_prepared
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 ONE_HOST = ("cluster.hosts=1", "cluster.devices_per_host=2")
 
 
