@@ -27,7 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built without network from a copy of what the repository has."""
     copy = tmp_path_factory.mktemp("source") / "copy"
     copy.mkdir()
-    for name in ("stack", "configs"):
+    for name in ("stack", "configs", "launch"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
