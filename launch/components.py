@@ -375,10 +375,12 @@ def _loopback(address: str) -> bool:
 
 def _in_order(steps: Sequence[str]) -> str:
     """Shell that runs one step after the other up to the first that fails, and hands SIGTERM on to the running one."""
-    waited = " && ".join(f"{{ {step} & pid=$$!; wait_for_it; }}" for step in steps)
-    stop = "trap 'stopped=1; kill -TERM $$pid' TERM"
-    loop = "while :; do wait $$pid; status=$$?; kill -0 $$pid 2>/dev/null || break; done"
-    return f'{stop}; wait_for_it() {{ {loop}; [ -z "$$stopped" ] || exit 143; return $$status; }}; {waited}'
+    waited = " && ".join(f"{{ {step} & wait_for_it; }}" for step in steps)
+    # $! is set with the step's start, so no signal falls between the two; one that came just before is handed on late
+    stop = "trap 'stopped=\"by $$!\"; [ -z $$! ] || kill -TERM $$!' TERM"
+    late = '[ "$${stopped:-by $$!}" = "by $$!" ] || kill -TERM $$!'
+    loop = "while :; do wait $$!; status=$$?; kill -0 $$! 2>/dev/null || break; done"
+    return f'{stop}; wait_for_it() {{ {late}; {loop}; [ -z "$$stopped" ] || exit 143; return $$status; }}; {waited}'
 
 
 def _quoted(words: Sequence[str]) -> str:

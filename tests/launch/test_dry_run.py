@@ -129,12 +129,25 @@ def test_daily_hands_sigterm_to_the_running_verb_and_starts_no_other(tmp_path: P
     _, request = rendered("daily", "cluster=laptop", f"launch.python={fake}")
     fake.write_text(f"#!/bin/sh\ntrap 'echo saved >> {log}; exit 0' TERM\necho $3 >> {log}\nsleep 60 & wait\n")
     fake.chmod(0o755)
-    process = subprocess.Popen(request.role_params["daily"][0].args)
-    while not log.is_file() or not log.read_text().endswith("ingest\n"):
-        assert process.poll() is None
-    process.terminate()
-    assert process.wait(timeout=50) == 143
+    with subprocess.Popen(request.role_params["daily"][0].args) as process:
+        while not log.is_file() or not log.read_text().endswith("ingest\n"):
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(timeout=50) == 143
     assert log.read_text().splitlines() == ["ingest", "saved"]
+
+
+@pytest.mark.parametrize("moment", ["between steps", "before the first"])
+def test_daily_hands_on_a_sigterm_that_came_before_the_verb_began(tmp_path: Path, moment: str) -> None:
+    fake = tmp_path / "fake"
+    _, request = rendered("daily", "cluster=laptop", f"launch.python={fake}")
+    fake.write_text("#!/bin/sh\n[ $3 = ingest ] || exec sleep 60\n")
+    fake.chmod(0o755)
+    shell, option, script = request.role_params["daily"][0].args
+    begin = script.index("}; { ") + 3  # where the first step does
+    place = begin if moment == "before the first" else script.index("&& {", begin) + 3
+    ended = subprocess.run([shell, option, f"{script[:place]}kill -TERM $$; {script[place:]}"], timeout=50, check=False)
+    assert ended.returncode == 143
 
 
 def test_slurm_gets_a_script_with_resources_of_the_cluster() -> None:
