@@ -10,16 +10,20 @@
     python -m tools.bench communication
     python -m tools.bench ids --out ids.json
     python -m tools.bench drift
+    python -m tools.bench quality experiment=demo tasks=ctr tasks.ctr.dense_features=false run.name=ids
     python -m tools.bench billion --picture billion.png
 
-`loading`, `training`, `encoding`, `dedup` and `pipeline` need a prepared dataset. On an idle machine:
+`loading`, `training`, `encoding`, `dedup`, `pipeline` and `quality` need a prepared dataset. On an idle machine:
 `conditions.load_average` in the JSON tells how idle.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+
+from rich.table import Table
 
 from stack.telemetry.console import say, show
 from tools.bench import harness, ingest
@@ -33,18 +37,31 @@ def main() -> None:
 
         pass_once(_workload(arguments), Variant(arguments.variant))
         return
+    before = harness.conditions()
+    settings = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
+    if arguments.bench in ("drift", "quality"):
+        table, outcomes = _study(arguments)
+        text = harness.found_json({"outcomes": outcomes}, settings=settings, before=before)
+    else:
+        figures = _measure(arguments)
+        table, text = harness.as_table(figures), harness.as_json(figures, settings=settings, before=before)
+    show(table)
+    if arguments.out is not None:
+        harness.write(arguments.out, text)
+        say(f"wrote {arguments.out}")
+
+
+def _study(arguments: argparse.Namespace) -> tuple[Table, Sequence[object]]:
+    """What is learnt with each way to give ids their rows."""
     if arguments.bench == "drift":
         from tools.bench import drift
 
-        show(drift.as_table(drift.study()))
-        return
-    before = harness.conditions()
-    figures = _measure(arguments)
-    show(harness.as_table(figures))
-    if arguments.out is not None:
-        settings = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
-        harness.write(arguments.out, harness.as_json(figures, settings=settings, before=before))
-        say(f"wrote {arguments.out}")
+        losses = drift.study()
+        return drift.as_table(losses), losses
+    from tools.bench import quality
+
+    judged = quality.study(arguments.overrides)
+    return quality.as_table(judged), judged
 
 
 def _measure(arguments: argparse.Namespace) -> list[harness.Figure]:
@@ -133,7 +150,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_benches_of_ids(benches: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     ids = benches.add_parser("ids", help="ids mapped to rows per second, by each kind of map")
     ids.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
-    benches.add_parser("drift", help="log loss of managed, hashed and exact ids as popularity drifts")
+    drift = benches.add_parser("drift", help="log loss of managed, hashed and exact ids as popularity drifts")
+    quality = benches.add_parser("quality", help="GAUC of a log's training with items exact, hashed and managed")
+    quality.add_argument("overrides", nargs="+", help="options of `stack`, such as experiment=demo")
+    for bench in (drift, quality):
+        bench.add_argument("--out", type=Path, help="JSON file")
     billion = benches.add_parser("billion", help="step time and memory, from a million distinct ids to a billion")
     billion.add_argument("--large", action="store_true", help="also 1e8 rows in fp16 (about 10 GiB)")
     billion.add_argument("--picture", type=Path, help="PNG file")

@@ -7,7 +7,7 @@ Loss is measured on each batch before learning from it, over the second half of 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from rich.table import Table
@@ -81,11 +81,6 @@ def as_table(outcomes: list[Outcome]) -> Table:
             "" if one.num_evicted is None else f"{one.num_evicted:,}",
         )
     return table
-
-
-def as_settings(outcomes: list[Outcome]) -> list[dict[str, object]]:
-    """For JSON."""
-    return [asdict(one) for one in outcomes]
 
 
 def _variants(stream: Stream, num_distinct: int, shares: tuple[float, ...]) -> Iterator[tuple[str, float, IdSpec]]:

@@ -5,7 +5,6 @@ Medians are reported with the lowest and highest value; a ratio is taken within 
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 from rich.table import Table
 
 from stack.base.version import code_version
@@ -123,15 +123,16 @@ def conditions() -> dict[str, object]:
 
 
 def as_json(figures: Sequence[Figure], *, settings: Mapping[str, object], before: Mapping[str, object]) -> str:
+    """Figures with their medians, lowest and highest values, and where they come from."""
+    found = [{**asdict(figure), "median": figure.median, "low": figure.low, "high": figure.high} for figure in figures]
+    return found_json({"figures": found}, settings=settings, before=before)
+
+
+def found_json(found: Mapping[str, object], *, settings: Mapping[str, object], before: Mapping[str, object]) -> str:
     """`before` are the conditions at the start; the load at the end is added."""
-    found = {
-        "conditions": {**before, "load_average_at_end": os.getloadavg()},
-        "settings": dict(settings),
-        "figures": [
-            {**asdict(figure), "median": figure.median, "low": figure.low, "high": figure.high} for figure in figures
-        ],
-    }
-    return json.dumps(found, indent=1) + "\n"
+    conditions = {**before, "load_average_at_end": os.getloadavg()}
+    text = msgspec.json.encode({"conditions": conditions, "settings": dict(settings), **found})
+    return msgspec.json.format(text, indent=1).decode() + "\n"
 
 
 def as_table(figures: Sequence[Figure]) -> Table:
