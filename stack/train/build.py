@@ -219,9 +219,9 @@ def _periodics(
     folder, every_steps = setup.run.folder, setup.train.log_every_steps
     first = dist.get_rank() == 0
     if maps is not None and maps.managed_names:
-        everywhere.insert(
-            0, IdLog(maps, folder / IDS, folder / CURVES, every_steps=every_steps, first_step=first_step, writes=first)
-        )
+        curves = folder / CURVES / "ids"
+        log = IdLog(maps, folder / IDS, curves, every_steps=every_steps, first_step=first_step, writes=first)
+        everywhere.insert(0, log)
     if not first:
         return everywhere
     return [

@@ -20,7 +20,8 @@ class IdLog(Periodic):
     """A line in `path` for each managed table every `every_steps` steps, and the same as curves of TensorBoard.
 
     Sums over all processes, so it is on all of them; rank 0 writes. Counts are those since the line before; `num_held`
-    and `occupancy` are as of now. Lines after `first_step` (a killed run's) are cut.
+    and `occupancy` are as of now. Lines after `first_step` (a killed run's) are cut. `curves` is a folder of its own:
+    of two writers in one, TensorBoard takes the second for a restart of the first, and drops what that has told.
     """
 
     def __init__(

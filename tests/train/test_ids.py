@@ -66,6 +66,18 @@ def test_the_log_of_ids_adds_up(whole: Run) -> None:
     assert len(state_of(saved(whole, 15)).key_N) == held
 
 
+def test_tensorboard_shows_what_the_log_of_ids_tells_beside_the_losses(whole: Run) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lines = [msgspec.json.decode(line) for line in (whole.folder / "ids.jsonl").read_bytes().splitlines()]
+    ids = EventAccumulator(str(whole.folder / "tensorboard" / "ids")).Reload()
+    for what in ("num_held", "num_evicted", "hit_share"):
+        points = [(point.step, point.value) for point in ids.Scalars(f"ids/item/{what}")]
+        assert points == [(line["step"], pytest.approx(line[what])) for line in lines]
+    losses = EventAccumulator(str(whole.folder / "tensorboard")).Reload()
+    assert [point.step for point in losses.Scalars("loss/ctr")] == [5, 10, 15]
+
+
 def test_resumed_equals_uninterrupted_in_every_loss_and_every_byte(whole: Run) -> None:
     resumed = msgspec.structs.replace(whole, name="resumed")
     shutil.copytree(whole.folder, resumed.folder)
@@ -117,12 +129,13 @@ def test_a_checkpoint_without_managed_ids_is_refused_where_they_are_asked_for(wh
         open_run(setup, step=None, device=CPU)
 
 
-def test_a_managed_table_without_rows_is_refused_before_anything_is_written(prepared: Path, tmp_path: Path) -> None:
+def test_a_managed_table_without_rows_is_refused(prepared: Path, tmp_path: Path) -> None:
     run = Run(dataset=str(prepared), runs=str(tmp_path), name="none", managed_rows=50)
     setup = setup_of(run)
     setup.ids.rows.clear()
     with pytest.raises(ConfigError, match="table 'item' is managed and has no number of rows: set ids.rows.item"):
         train(setup)
+    assert not (run.folder / "plan.json").exists()
 
 
 @pytest.mark.slow
