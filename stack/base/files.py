@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from stack.base.errors import DataError
+from stack.base.errors import ConfigError, DataError
 
 ASIDE = ".aside-"
 """Names that begin so are unfinished work: readers ignore them, `remove_leftovers` deletes them."""
@@ -69,6 +70,21 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file whole or not at all; an existing one is replaced."""
     write_bytes(path, text.encode())
+
+
+def make_folder(path: Path, *, option: str) -> None:
+    """Makes a folder to write into, with all above it, where it is not there yet.
+
+    Raises: `ConfigError` naming the `option` that chose it where that is not possible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigError(
+            f"{option}={path} cannot be written ({error.strerror}): choose another folder, or make it writable"
+        ) from error
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from stack.base.files import write_bytes
+from stack.base.files import make_folder, write_bytes
 from stack.data.dataset import Dataset
 from stack.model import places_of
 from stack.tables.config import TableSpec, table_specs
@@ -32,6 +32,7 @@ def plan(setup: Setup) -> None:
 
     Raises:
         NoRoomError: the tables do not fit; the ways out have been shown.
+        ConfigError: what cannot be planned, or `plan.out` that cannot be written.
     """
     request = request_of(
         specs_of(setup),
@@ -43,7 +44,7 @@ def plan(setup: Setup) -> None:
     )
     folder = None if setup.plan.out is None else Path(setup.plan.out)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, option="plan.out")
     if setup.plan.sweep is not None:
         _sweep(request, setup.plan.sweep, num_doublings=setup.plan.sweep_doublings, folder=folder)
         return

@@ -4,9 +4,10 @@
 
     runs/<name>/
       config.yaml       the composed configuration
-      versions.json     code, packages, machine, seed
+      versions.json     code, packages, machine and seed of each start, the latest last
       plan.json         where the tables went
       steps.jsonl       a line for every step
+      ids.jsonl         what managed tables did, where there are any
       tensorboard/      curves
       checkpoints/      one folder for each, named by its step
       logs/             what each process wrote, where `stack launch` started them
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,7 +26,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 from stack.base.errors import CheckpointError, ConfigError
-from stack.base.files import write_bytes, write_text
+from stack.base.files import make_folder, write_bytes, write_text
 from stack.base.version import code_version
 from stack.checkpoint.load import Checkpoint, latest, open_checkpoint
 from stack.telemetry.console import say
@@ -58,9 +60,12 @@ Value = str | int | float | bool | None
 def find_checkpoint(folder: Path, *, composed: str, resume: bool) -> Checkpoint | None:
     """The checkpoint to go on from, None for a start from the beginning. Reads only, so every rank can ask.
 
+    A run that has saved nothing begins anew, also with other options: what a mistake in them left is no reason to
+    give up its name.
+
     Raises:
         CheckpointError: the folder is not empty and not to be resumed, or is not a run's.
-        ConfigError: an option that matters differs from the run's own.
+        ConfigError: an option that matters differs from that of the run's checkpoints.
     """
     if not folder.exists() or all(path.name == LOGS for path in folder.iterdir()):
         return None  # the launcher makes the folder of logs before there is a run
@@ -70,17 +75,25 @@ def find_checkpoint(folder: Path, *, composed: str, resume: bool) -> Checkpoint 
         )
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} is not empty and not a run (no {CONFIG}): choose another run.name")
-    _refuse_changes(folder, before=(folder / CONFIG).read_text(), now=composed)
     found = latest(folder / CHECKPOINTS)
+    if found.path is not None or found.ignored:
+        _refuse_changes(folder, before=(folder / CONFIG).read_text(), now=composed)
     for reason in found.ignored:
         say(f"passed over a checkpoint: {reason}")
     return None if found.path is None else open_checkpoint(found.path)
 
 
-def write_facts(folder: Path, *, composed: str, seed: int, world_size: int, device: torch.device) -> None:
-    """Writes `config.yaml` and `versions.json`; for rank 0."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_facts(
+    folder: Path, *, composed: str, seed: int, world_size: int, device: torch.device, first_step: int = 0
+) -> None:
+    """Writes `config.yaml` and adds this start, after step `first_step`, to `versions.json`; for rank 0.
+
+    Raises: `ConfigError` where the folder cannot be written, `CheckpointError` where its `versions.json` is damaged.
+    """
+    make_folder(folder, option="the run folder run.dir/run.name")
     facts: dict[str, Value] = {
+        "after_step": first_step,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": code_version(),
         "seed": seed,
         "processes": world_size,
@@ -90,8 +103,19 @@ def write_facts(folder: Path, *, composed: str, seed: int, world_size: int, devi
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
     }
-    write_bytes(folder / VERSIONS, msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
-    write_text(folder / CONFIG, composed)
+    starts = [*_starts(folder / VERSIONS), facts]
+    write_text(folder / CONFIG, composed)  # first: without it the folder is no run
+    write_bytes(folder / VERSIONS, msgspec.json.format(msgspec.json.encode(starts)) + b"\n")
+
+
+def _starts(path: Path) -> list[dict[str, Value]]:
+    """The starts there have been: rows of a checkpoint may come from another version than those that follow."""
+    if not path.is_file():
+        return []
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[dict[str, Value]])
+    except msgspec.DecodeError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): move it away to go on without it") from error
 
 
 def _version(package: str) -> str | None:

@@ -32,7 +32,14 @@ def train(setup: Setup) -> None:
         checkpoint = find_checkpoint(folder, composed=setup.composed, resume=setup.train.resume)
         barrier()  # nobody writes before everybody has looked
         if world.first:
-            write_facts(folder, composed=setup.composed, seed=setup.run.seed, world_size=world.size, device=device)
+            write_facts(
+                folder,
+                composed=setup.composed,
+                seed=setup.run.seed,
+                world_size=world.size,
+                device=device,
+                first_step=0 if checkpoint is None else checkpoint.manifest.step,
+            )
         barrier()
         finished = build_loop(setup, device=device, checkpoint=checkpoint).run()
     if not finished:

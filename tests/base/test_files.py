@@ -10,8 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stack.base import files
-from stack.base.errors import DataError
-from stack.base.files import folder_aside, remove_leftovers, safe_join, sha256_of, write_bytes, write_text
+from stack.base.errors import ConfigError, DataError
+from stack.base.files import (
+    folder_aside,
+    make_folder,
+    remove_leftovers,
+    safe_join,
+    sha256_of,
+    write_bytes,
+    write_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -105,3 +113,17 @@ def test_leftovers_of_a_killed_writer_are_removed_and_named(tmp_path: Path) -> N
     assert remove_leftovers(tmp_path) == [".aside-day-1", ".aside-file-2"]
     assert [path.name for path in tmp_path.iterdir()] == ["day"]
     assert remove_leftovers(tmp_path / "none") == []
+
+
+def test_a_folder_is_made_or_the_option_that_chose_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        make_folder(tmp_path / "a" / "b", option="plan.out")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ConfigError, match=r"^plan\.out=.*file cannot be written \(File exists\): choose another folder"
+    ):
+        make_folder(tmp_path / "file", option="plan.out")
+    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match=r"b cannot be written \(Permission denied\)"):
+        make_folder(tmp_path / "a" / "b", option="plan.out")

@@ -115,6 +115,7 @@ def test_tables_come_from_the_prepared_dataset_unless_rows_are_given(
         (["optim.tables=adam", "cluster=laptop"], "optim.tables=adam is not possible on cpu: choose rowwise_adagrad,"),
         (["tables.row_type=bf16", "cluster=laptop"], "tables.row_type of table 'item'=bf16 is not possible on cpu"),
         (["plan.host_memory=true", "cluster=laptop"], "plan.host_memory=true is for cluster.device=cuda: a CPU's"),
+        (["plan.out=README.md"], "plan.out=README.md cannot be written (File exists): choose another folder, or make"),
         (["plan.compare=nowhere.json"], "the plan nowhere.json cannot be read (No such file or directory)"),
         (["plan.sweep=days"], "plan.sweep: Invalid value 'days', expected one of [rows, ranks, batch]"),
         (["data.out=nowhere", "plan.rows={}"], "there is no prepared dataset at nowhere (no dataset.json): run `stack"),
