@@ -9,6 +9,7 @@ import pytest
 from stack.base.errors import UserError
 from stack.data.dataset import Dataset
 from stack.evaluate import report
+from stack.verbs import OF_THE_RUN
 from tests.prepared import NUM_ROWS, write_prepared
 from tools.bench import quality
 
@@ -30,6 +31,29 @@ def test_cases_that_have_their_report_are_read_and_not_run_again(tmp_path: Path)
     assert exact.hit_share is None
     assert [one.hit_share for one in others] == [None, None, 0.75, 0.75]
     assert quality.as_table([exact, *others]).row_count == 5
+
+
+def test_a_case_without_a_report_is_trained_and_judged_with_options_that_each_verb_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [*_study(tmp_path, task="ctr"), "tasks=ctr"]
+    folder = tmp_path / "runs" / "study-exact"
+    written = (folder / "report.json").read_bytes()
+    (folder / "report.json").unlink()
+    typed: list[tuple[str, ...]] = []
+
+    def stack(*words: str) -> None:
+        typed.append(words)
+        if words[0] == "evaluate":
+            (folder / "report.json").write_bytes(written)
+
+    monkeypatch.setattr(quality, "_stack", stack)
+    quality.study(overrides, shares=())
+    assert typed == [
+        ("train", *overrides, "run.name=study-exact"),
+        ("evaluate", f"run.dir={folder.parent}", "run.name=study-exact", "evaluate.baselines=false"),
+    ]
+    assert not {word.partition(".")[0] for word in typed[1]} & OF_THE_RUN
 
 
 def test_a_study_without_the_task_that_judges_items_is_refused(tmp_path: Path) -> None:

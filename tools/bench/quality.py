@@ -65,9 +65,9 @@ def study(overrides: Sequence[str], *, shares: Sequence[float] = SHARES) -> list
     for case in cases(dataset.num_rows(last_day)[TABLE] - 1, shares, run=setup.run.name):
         folder = Path(setup.run.dir) / case.run
         if not (folder / "report.json").exists():
-            own = [*overrides, f"run.name={case.run}", *case.overrides]
-            _stack("train", *own)
-            _stack("evaluate", *own, "evaluate.baselines=false")
+            _stack("train", *overrides, f"run.name={case.run}", *case.overrides)
+            # What was trained, and how, `evaluate` takes from the run, and refuses to be told.
+            _stack("evaluate", f"run.dir={setup.run.dir}", f"run.name={case.run}", "evaluate.baselines=false")
         outcomes.append(
             Outcome(name=case.name, num_rows=case.num_rows, gauc=_gauc(folder), hit_share=_last_hit_share(folder))
         )
