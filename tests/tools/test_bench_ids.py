@@ -75,9 +75,13 @@ def test_a_case_of_the_billion_tells_its_steps_and_the_picture_draws_them(tmp_pa
     billion.train_once(billion.Case(num_ids=10**9, num_rows=1_000), out)
     told = json.loads(out.read_text())
     assert told["evicted"] == told["new"] > 500
+    billion.train_once(billion.Case(num_ids=10**9, num_rows=1_000, row_type=RowType.fp16, mode=IdMode.hashed), out)
+    told = json.loads(out.read_text())
+    assert (told["evicted"], told["new"]) == (0.0, 0.0)
+    assert told["distinct"] > 10_000
     cases = [billion.Case(num_ids=ids_, num_rows=billion.ROWS_OF_SPACES) for ids_ in billion.SPACES]
     cases += [billion.Case(num_ids=billion.SPACE_OF_ROWS, num_rows=rows) for rows in billion.ROWS]
-    cases.append(billion.Case(num_ids=billion.SPACE_OF_ROWS, num_rows=billion.LARGE_ROWS, row_type=RowType.fp16))
+    cases += billion.LARGE
     figures = [
         harness.Figure(name=f"{case.name}: {what}", unit="", values=(1.0, 2.0))
         for case in dict.fromkeys(cases)

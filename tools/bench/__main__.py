@@ -156,7 +156,9 @@ def _add_benches_of_ids(benches: argparse._SubParsersAction[argparse.ArgumentPar
     for bench in (drift, quality):
         bench.add_argument("--out", type=Path, help="JSON file")
     billion = benches.add_parser("billion", help="step time and memory, from a million distinct ids to a billion")
-    billion.add_argument("--large", action="store_true", help="also 1e8 rows in fp16 (about 10 GiB)")
+    billion.add_argument(
+        "--large", action="store_true", help="also 1e8 managed and 3e8 hashed rows in fp16 (10 and 19 GiB)"
+    )
     billion.add_argument("--picture", type=Path, help="PNG file")
     for bench in (ids, billion):
         bench.add_argument("--rounds", type=int, default=3)
