@@ -20,6 +20,10 @@ class Norm(Enum):
     none = "none"
 
 
+_ROUNDING = 1e-6
+"""Variance over squared mean up to which a feature counts as constant: its first batch gives as much in float32."""
+
+
 def _identity(sums: Tensor) -> Tensor:
     return sums
 
@@ -98,7 +102,8 @@ class BatchNorm(nn.Module):
 
 class Standardize(nn.Module):
     """Raw input features (N, D) to mean 0 and variance 1 by running statistics, in training (after taking the batch in)
-    as in evaluation, so that what is trained is what is served. A constant feature becomes 0.
+    as in evaluation, so that what is trained is what is served. A feature that never varied is 0 whatever its value: what
+    stands behind it has learnt nothing of it, and any other value would come out hundreds of deviations away.
 
     Its memory is a thousand batches: what stands behind it learns with the same scale all along, also where batches are
     small (with 20 batches of 34 examples, the scale of a rare feature was more noise than measure).
@@ -112,8 +117,9 @@ class Standardize(nn.Module):
     def forward(self, x_ND: Tensor) -> Tensor:
         if self.training:
             self.statistics(x_ND)
-        inverse_D = torch.rsqrt(self.statistics.running_var_D + self.eps)
-        return (x_ND - self.statistics.running_mean_D) * inverse_D
+        mean_D, var_D = self.statistics.running_mean_D, self.statistics.running_var_D
+        standard_ND = (x_ND - mean_D) * torch.rsqrt(var_D + self.eps)
+        return torch.where(var_D > _ROUNDING * mean_D.square(), standard_ND, 0.0)
 
 
 def build_norm(norm: Norm, *, num_features: int) -> nn.Module:

@@ -82,9 +82,32 @@ def test_standardize_is_the_same_function_in_training_as_in_evaluation() -> None
     assert (trained.std(0) - 1).abs().max() < 0.2
 
 
-def test_a_constant_feature_becomes_zero() -> None:
+@pytest.mark.parametrize("value", [0.0, 0.1, 3.0, -12_345.678])
+def test_a_constant_feature_becomes_zero_and_so_does_a_value_it_never_had(value: float) -> None:
+    torch.manual_seed(0)
+    layer = Standardize(num_features=2)
+    for num_rows in (1_000, 3, 777):
+        varied = torch.randn(num_rows, 1)
+        out = layer(torch.cat([torch.full((num_rows, 1), value), varied], dim=1))
+        assert torch.equal(out[:, 0], torch.zeros(num_rows))
+    assert out[:, 1].std() > 0.5
+    layer.eval()
+    assert torch.equal(layer(torch.tensor([[value + 1.0, 0.5]]))[:, 0], torch.zeros(1))
+
+
+def test_a_feature_counts_from_the_first_batch_in_which_it_varies() -> None:
     layer = Standardize(num_features=1)
-    assert torch.equal(layer(torch.full((4, 1), 3.0)), torch.zeros(4, 1))
+    layer(torch.full((4, 1), 3.0))
+    out = layer(torch.tensor([[3.0], [4.0]]))
+    assert out[1, 0] - out[0, 0] == pytest.approx(1 / (0.25 + 1e-5) ** 0.5)  # half of the batch's variance, 0.5
+
+
+def test_a_rare_feature_is_not_taken_for_a_constant_one() -> None:
+    layer = Standardize(num_features=1)
+    x = torch.zeros(10_000, 1)
+    x[17] = 1.0
+    layer(x)
+    assert layer.eval()(x)[17, 0] == pytest.approx(1 / (1e-4 + 1e-5) ** 0.5, rel=1e-3)
 
 
 def test_norm_by_name() -> None:
