@@ -110,7 +110,9 @@ def cases(num_distinct: int, shares: Sequence[float], *, run: str) -> Iterator[C
 
 def _stack(*words: str) -> None:
     say(f"$ stack {' '.join(words)}")
-    subprocess.run([sys.executable, "-m", "stack", *words], check=True)
+    status = subprocess.run([sys.executable, "-m", "stack", *words], check=False).returncode
+    if status:
+        raise SystemExit(status)  # the verb has said why
 
 
 def _gauc(folder: Path) -> dict[str, report.Estimate]:
