@@ -87,7 +87,7 @@ class Dense(nn.Module):
     def forward(self, asked: AskedBatch, found: dict[str, list[Tensor]]) -> dict[str, TaskOutput]:
         """Outputs of all tasks by name, from the tables' answer; every task runs, also on no examples."""
         vectors = asked.lookup.join(found, like=asked.batch.moment_time_M)
-        state = self.user_half(self._inputs(asked.batch, asked.layout, vectors))
+        state = self._represent(asked, vectors)
         outputs: dict[str, TaskOutput] = {}
         for name in self.tasks:
             task = self.task(name)
@@ -98,12 +98,10 @@ class Dense(nn.Module):
 
     def represent(self, asked: AskedBatch, found: dict[str, list[Tensor]]) -> UserState:
         """The user half alone, from the tables' answer."""
-        vectors = asked.lookup.join(found, like=asked.batch.moment_time_M)
-        return self.user_half(self._inputs(asked.batch, asked.layout, vectors))
+        return self._represent(asked, asked.lookup.join(found, like=asked.batch.moment_time_M))
 
-    def user_half(self, inputs: UserInputs) -> UserState:
-        """What the tasks need of the user, from looked-up vectors."""
-        state: UserState = self.user(inputs, self.target)
+    def _represent(self, asked: AskedBatch, vectors: dict[str, Tensor]) -> UserState:
+        state: UserState = self.user(self._inputs(asked.batch, asked.layout, vectors), self.target)
         return state
 
     def _inputs(self, batch: Batch, layout: Layout, vectors: dict[str, Tensor]) -> UserInputs:
@@ -126,8 +124,8 @@ class Dense(nn.Module):
 
 
 class UserModel(nn.Module):
-    """`forward(batch)` gives each task's output; the halves that serving needs are `user_half`, `Task.item_half` and
-    `Task.score`, none of which knows of tables."""
+    """`forward(batch)` gives each task's output; the halves that serving needs are `user` (with `target`, as
+    `stack.towers.user.UserHalf`), `Task.item_half` and `Task.score`, none of which knows of tables."""
 
     def __init__(self, *, tables: nn.Module, dense: Dense) -> None:
         """`tables` are `stack.towers.lookup.AnyTables`."""
@@ -171,10 +169,6 @@ class UserModel(nn.Module):
             batch = self.ask(batch)
         outputs: dict[str, TaskOutput] = self.dense(batch, self.tables(batch.ids))
         return outputs
-
-    def user_half(self, inputs: UserInputs) -> UserState:
-        """What the tasks need of the user, from looked-up vectors."""
-        return self.dense.user_half(inputs)
 
     def representation(self, batch: Batch) -> UserState:
         """The user half of a batch alone: no candidates are looked up."""

@@ -102,8 +102,8 @@ class BatchNorm(nn.Module):
 
 class Standardize(nn.Module):
     """Raw input features (N, D) to mean 0 and variance 1 by running statistics, in training (after taking the batch in)
-    as in evaluation, so that what is trained is what is served. A feature that never varied is 0 whatever its value: what
-    stands behind it has learnt nothing of it, and any other value would come out hundreds of deviations away.
+    as in evaluation, so that what is trained is what is served. A feature that never varied is 0 whatever its value:
+    what stands behind it has learnt nothing of it, and any other value would come out hundreds of deviations away.
 
     Its memory is a thousand batches: what stands behind it learns with the same scale all along, also where batches are
     small (with 20 batches of 34 examples, the scale of a rare feature was more noise than measure).

@@ -40,9 +40,10 @@ class FollowConfig(TaskConfig):
 class FollowTask(Task):
     """[rep 256 ; icon 128] -> ReLU layers (128, 128) -> logit.
 
-    With the ranking features, these join the input and also have a linear path of their own to the logit (Cheng et al.
-    2016, Wide & Deep): responses are rare, and what a few counts tell must not wait for 90,000 weights to learn it.
-    At the start the score is the log-odds of `prior` for all (Lin et al. 2017, section 3.3).
+    Its bias starts from the log-odds of `prior` (Lin et al. 2017, section 3.3). With the ranking features, these join
+    the input and also have a linear path of their own to the logit (Cheng et al. 2016, Wide & Deep): responses are
+    rare, and what a few counts tell must not wait for 90,000 weights to learn it. Both paths then start from weights of
+    0, so that `prior` is the first score of all.
     """
 
     group: ClassVar[str] = "follow"
