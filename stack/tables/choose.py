@@ -38,15 +38,26 @@ def plan_for(
     """
     here = world()
     if config.plan is None and config.planner is Planner.torchrec:
-        machines = _machines(cluster, here, device)
-        asked = request_of(specs, tables=config, optimizer=optimizer, cluster=machines, options=options, ids=ids)
+        asked = request_of(
+            specs,
+            tables=config,
+            optimizer=optimizer,
+            cluster=machines(cluster, here, device),
+            options=options,
+            ids=ids,
+        )
         plan = plan_tables(asked).plan
     elif config.plan is None:
         plan = fixed_plan(specs, world_size=here.size, local_size=here.local_size, device=device, optimizer=optimizer)
     else:
         plan = load_plan(Path(config.plan))
         check_plan(
-            plan, {spec.name: spec for spec in specs}, world_size=here.size, local_size=here.local_size, device=device
+            plan,
+            {spec.name: spec for spec in specs},
+            world_size=here.size,
+            local_size=here.local_size,
+            device=device,
+            optimizer=optimizer,
         )
     check_capable(
         [replace(spec, sharding=plan.table(spec.name).sharding) for spec in specs],
@@ -59,18 +70,18 @@ def plan_for(
     return plan
 
 
-def _machines(cluster: ClusterConfig, here: World, device: str) -> ClusterConfig:
-    """The cluster as this job has it: where it leaves the processes of a host open, they are the job's."""
+def machines(cluster: ClusterConfig, here: World, device: str) -> ClusterConfig:
+    """The cluster as this job has it: as many of its hosts as there are (`launch.min_hosts` lets a job go on with
+    fewer), and where it leaves the processes of a host open, those of the job."""
     if cluster.device.value != device:
+        example = "here" if device == "cpu" else "h100x8"
         raise ConfigError(
             f"tables.planner=torchrec plans for cluster.device={cluster.device.value}, this job has {device}: choose "
-            "the cluster that it runs on, e.g. cluster=here"
+            f"the cluster that it runs on, e.g. cluster={example}"
         )
-    if cluster.devices_per_host is None:
-        return replace(cluster, hosts=here.size // here.local_size, devices_per_host=here.local_size)
-    if (cluster.world_size, cluster.local_size) != (here.size, here.local_size):
+    if cluster.devices_per_host not in (None, here.local_size):
         raise ConfigError(
-            f"tables.planner=torchrec plans for {cluster.name}, {cluster.hosts} hosts of {cluster.local_size} "
-            f"processes; this job has {here.size} in all and {here.local_size} a host: choose the cluster it runs on"
+            f"tables.planner=torchrec plans for {cluster.name}, whose hosts have {cluster.devices_per_host} processes, "
+            f"this job has {here.local_size} on each: choose the cluster that it runs on, or start as many"
         )
-    return cluster
+    return replace(cluster, hosts=here.size // here.local_size, devices_per_host=here.local_size)

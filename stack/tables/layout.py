@@ -54,7 +54,15 @@ def fixed_plan(
     )
 
 
-def check_plan(plan: Plan, specs: Mapping[str, TableSpec], *, world_size: int, local_size: int, device: str) -> None:
+def check_plan(
+    plan: Plan,
+    specs: Mapping[str, TableSpec],
+    *,
+    world_size: int,
+    local_size: int,
+    device: str,
+    optimizer: TableOptimizer,
+) -> None:
     """Raises `ConfigError` where the plan is not for these tables and processes, or cannot be followed exactly."""
     for what, planned, here in (
         ("device", plan.device, device),
@@ -63,6 +71,11 @@ def check_plan(plan: Plan, specs: Mapping[str, TableSpec], *, world_size: int, l
     ):
         if planned != here:
             raise ConfigError(f"the plan is for {what}={planned}, this job has {here}: plan again, or start it so")
+    if plan.optimizer is not optimizer:
+        raise ConfigError(
+            f"the plan is for optim.tables={plan.optimizer.value}, this job has {optimizer.value}, whose state takes "
+            "other memory: plan again"
+        )
     names = [table.name for table in plan.tables]
     if sorted(names) != sorted(specs):
         raise ConfigError(

@@ -10,9 +10,7 @@ import msgspec
 
 from stack.base.errors import ConfigError
 from stack.base.files import write_bytes
-from stack.tables.config import TableSpec
-from stack.tables.layout import check_plan
-from stack.tables.placement import Plan, TableOptimizer, TablePlan
+from stack.tables.placement import Plan, TablePlan
 
 FORMAT_VERSION = 1
 
@@ -51,25 +49,6 @@ def load_plan(path: Path) -> Plan:
         return msgspec.json.decode(data, type=Plan)
     except msgspec.DecodeError as error:
         raise ConfigError(f"the plan {path} is damaged ({error}): plan again") from error
-
-
-def check_pinned(
-    plan: Plan,
-    *,
-    world_size: int,
-    local_size: int,
-    device: str,
-    specs: Iterable[TableSpec],
-    optimizer: TableOptimizer | None = None,
-) -> None:
-    """Raises `ConfigError` in one line where a job cannot follow a plan that was pinned: another number of processes,
-    device, optimizer, table, rows, dim or type, or blocks that do not cover a table."""
-    check_plan(plan, {spec.name: spec for spec in specs}, world_size=world_size, local_size=local_size, device=device)
-    if optimizer is not None and plan.optimizer is not optimizer:
-        raise ConfigError(
-            f"the plan is for optim.tables={plan.optimizer.value}, this job has {optimizer.value}, whose state takes "
-            "other memory: plan again"
-        )
 
 
 def differences(before: Plan, now: Plan) -> list[Difference]:

@@ -20,7 +20,6 @@ from torchrec.distributed.model_parallel import DataParallelWrapper, Distributed
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from stack.base.dist import world
-from stack.base.errors import ConfigError
 from stack.tables.collection import Tables, table_name
 from stack.tables.communication import codecs
 from stack.tables.config import Communication
@@ -133,11 +132,14 @@ def _follow(plan: Plan, tables: Tables, device: torch.device) -> None:
     """Checks the plan against the tables, and takes those out of the collection that every process holds whole."""
     here, fused = world(), tables.fused
     assert fused is not None, "fuse_optimizer comes before shard"
-    check_plan(plan, tables.specs, world_size=here.size, local_size=here.local_size, device=device.type)
-    if plan.optimizer is not fused.optimizer:
-        raise ConfigError(
-            f"the plan is for optim.tables={plan.optimizer.value}, this job has {fused.optimizer.value}: plan again"
-        )
+    check_plan(
+        plan,
+        tables.specs,
+        world_size=here.size,
+        local_size=here.local_size,
+        device=device.type,
+        optimizer=fused.optimizer,
+    )
     whole = {table.name for table in plan.tables if table.sharding is Sharding.data_parallel}
     if whole:
         replicated = Replicated(
