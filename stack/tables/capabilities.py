@@ -16,7 +16,7 @@ from stack.tables.config import Communication, TableSpec
 from stack.tables.placement import RowType, Sharding, TableOptimizer
 
 SHARDED_ANYWHERE = tuple(Sharding)
-"""Every sharding works on gloo and on NCCL: one-id bags, padded to one number, are the same work for all of them."""
+"""One-id bags, padded to one number, are the same work for all of them. Tried over gloo; over NCCL nothing was run."""
 
 REPLICATED_OPTIMIZERS = (TableOptimizer.rowwise_adagrad, TableOptimizer.adagrad, TableOptimizer.sgd)
 """What `stack.tables.replicated` writes out; a row without a gradient stays as it is under all of them."""
@@ -82,7 +82,7 @@ def check_capable(
     if stochastic_rounding and not able.stochastic_rounding:
         raise ConfigError(
             f"tables.stochastic_rounding=true is not possible on {device}, which rounds to the nearest: set it to "
-            "false, or tables.row_type=fp32"
+            "false, and tables.row_type=fp32 where small steps must count"
         )
     for spec in specs:
         _check(f"tables.row_type of table '{spec.name}'", spec.dtype, able.row_types, device)

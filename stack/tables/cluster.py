@@ -64,7 +64,10 @@ class ClusterConfig:
             if not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"cluster.{field}={value} must be above 0 and finite")
         if self.device is Device.cpu and (self.hbm_gib or self.hbm_gb_per_second):
-            raise ConfigError(f"cluster.hbm_gib={self.hbm_gib} belongs to cluster.device=cuda: a CPU has no HBM")
+            raise ConfigError(
+                f"cluster.hbm_gib={self.hbm_gib} and cluster.hbm_gb_per_second={self.hbm_gb_per_second} belong to "
+                "cluster.device=cuda: a CPU has no HBM, set both to 0"
+            )
         if not 0 <= self.reserved_share < 1:
             raise ConfigError(f"cluster.reserved_share={self.reserved_share} must be from 0 up to but not 1")
 

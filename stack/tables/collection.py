@@ -55,7 +55,7 @@ class Tables(nn.Module):
         self.specs = {spec.name: spec for spec in specs}
         self.ids = ids
         self.renew = Renew()
-        self.collection: nn.Module = _collection(specs)
+        self.collection: nn.Module = collection_of(specs)
         self.hand_out = HandOut()
         self.fused: FusedOptimizer | None = None
         self.first_values: FirstValues | None = None
@@ -68,7 +68,7 @@ class Tables(nn.Module):
     def replicate(self, replicated: Replicated) -> None:
         """Hands tables to `replicated`, which holds them whole; the others stay for TorchRec to shard."""
         self.hand_out.replicated = replicated
-        self.collection = _collection([self.specs[name] for name in self.sharded])
+        self.collection = collection_of([self.specs[name] for name in self.sharded])
 
     @property
     def sharded(self) -> tuple[str, ...]:
@@ -123,8 +123,8 @@ class Tables(nn.Module):
         return distinct, place.view(row_UK.shape).index_select(0, position_N)
 
 
-def _collection(specs: Sequence[TableSpec]) -> nn.Module:
-    """Not allocated yet; without tables, an empty module."""
+def collection_of(specs: Sequence[TableSpec]) -> nn.Module:
+    """TorchRec's collection of the tables, on the meta device: nothing is allocated. Without any, an empty module."""
     if not specs:
         return nn.Module()
     collection: nn.Module = EmbeddingBagCollection(

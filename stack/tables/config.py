@@ -67,11 +67,11 @@ class TablesConfig:
         for name, dim in [*self.dims.items(), ("default_dim", self.default_dim)]:
             if dim < 4 or dim % 4:
                 raise ConfigError(f"tables.dims: {name}={dim} must be a positive multiple of 4 (FBGEMM)")
-        if not self.headroom >= 0.0:
+        if not (self.headroom >= 0.0 and math.isfinite(self.headroom)):
             raise ConfigError(f"tables.headroom={self.headroom} must be a share of rows, 0 or more")
-        if not self.init_range > 0.0:
+        if not (self.init_range > 0.0 and math.isfinite(self.init_range)):
             raise ConfigError(
-                f"tables.init_range={self.init_range} must be above 0: rows that are all zero never learn"
+                f"tables.init_range={self.init_range} must be above 0 and finite: rows that are all zero never learn"
             )
         if not self.data_parallel_mib >= 0.0:
             raise ConfigError(f"tables.data_parallel_mib={self.data_parallel_mib} must be 0 or more")
@@ -117,14 +117,14 @@ def table_specs(config: TablesConfig, *, names: Iterable[str], num_rows: Mapping
     """The tables `names` (as a schema lists them), sized by the vocabularies `num_rows` and the headroom.
 
     Raises:
-        ConfigError: `shardings` or `row_types` names no table of the dataset.
+        ConfigError: `shardings` or `row_types` names none of them.
         DataError: a table has no vocabulary, or one without rows.
     """
     names = list(names)
     for option, given in (("shardings", config.shardings), ("row_types", config.row_types)):
         for name in given:
             if name not in names:
-                raise ConfigError(f"tables.{option} names {name!r}; the dataset has the tables: {', '.join(names)}")
+                raise ConfigError(f"tables.{option} names {name!r}; the tables are: {', '.join(names)}")
     missing = [name for name in names if name not in num_rows]
     if missing:
         known = ", ".join(sorted(num_rows))

@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 from stack.base.errors import ConfigError
 from stack.tables.cluster import GIB
 from stack.tables.config import TableSpec
-from stack.tables.placement import Plan, Shard, TableOptimizer, TablePlan
+from stack.tables.placement import Kernel, Plan, Shard, TableOptimizer, TablePlan
 from stack.tables.plan_request import Request
 from stack.tables.planner import NoPlacementError, Piece, Placed, place
+from stack.tables.with_ids import check_held_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +34,26 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class Shortage:
-    """What is missing, where the tables take the least memory that the request allows.
+    """What is missing, where the tables take the least memory that the request allows: all in GPU memory or, if host
+    memory was asked for, all there, whichever misses less.
 
     `needed_bytes` of all tables on all processes, and `table_bytes` of the largest, `piece_bytes` of it on one process;
-    `room_bytes` of one process; `missing_bytes` over all processes, or on the fullest where they would fit in sum.
+    `device_room_bytes` and `host_room_bytes` of one process; `missing_bytes` over all processes, or on the fullest
+    where they would fit in sum; 0 where they would fit there too, and the planner found no placement all the same.
     """
 
     table: TableSpec
     table_bytes: int
     piece_bytes: int
     needed_bytes: int
-    room_bytes: int
+    device_room_bytes: int
+    host_room_bytes: int
     missing_bytes: int
+
+    @property
+    def room_bytes(self) -> int:
+        """Of one process, in its own memory and its host's."""
+        return self.device_room_bytes + self.host_room_bytes
 
 
 class NoRoomError(ConfigError):
@@ -61,6 +70,7 @@ def plan_tables(request: Request) -> Planned:
 
     Raises:
         NoRoomError: the tables do not fit.
+        ConfigError: ids of a table are managed whose rows several processes would hold.
     """
     try:
         placed = place(request)
@@ -85,28 +95,28 @@ def plan_tables(request: Request) -> Planned:
             for one in placed
         ),
     )
+    for name in sorted(request.managed):
+        check_held_once(plan.table(name), world_size=plan.world_size)
     return Planned(request=request, plan=plan, placed=tuple(placed))
 
 
 def shortage_of(request: Request, options: Iterable[Placed]) -> Shortage:
     """What is missing if every table took, of its `options`, the one that needs the least memory."""
-    least: dict[str, Placed] = {}
-    for option in options:
-        name = option.table.name
-        if name not in least or _order(option) < _order(least[name]):
-            least[name] = option
-    largest = max(least.values(), key=_total)
-    room = request.cluster.device_bytes + (request.cluster.overflow_bytes if request.host_memory else 0)
-    needed = sum(map(_total, least.values()))
-    missing = needed - room * request.cluster.world_size
-    if missing <= 0:
-        missing = _overflow([piece for one in least.values() for piece in one.pieces], request.cluster.world_size, room)
+    options = list(options)
+    cluster = request.cluster
+    rooms = cluster.device_bytes, cluster.overflow_bytes if request.host_memory else 0
+    in_one = [_least(option for option in options if option.kernel is not Kernel.fused_uvm_caching)]
+    if request.host_memory:
+        in_one.append(_least(option for option in options if option.kernel is not Kernel.fused))
+    missing, least = min(((_missing(one, cluster.world_size, rooms), one) for one in in_one), key=lambda pair: pair[0])
+    largest = max(least, key=_total)
     return Shortage(
         table=largest.table,
         table_bytes=_total(largest),
         piece_bytes=_largest_piece(largest),
-        needed_bytes=needed,
-        room_bytes=room,
+        needed_bytes=sum(map(_total, least)),
+        device_room_bytes=rooms[0],
+        host_room_bytes=rooms[1],
         missing_bytes=missing,
     )
 
@@ -122,11 +132,31 @@ def block_of(table: TableSpec, shard: Shard) -> TableSpec:
     return replace(table, num_rows=shard.num_rows, dim=shard.num_columns)
 
 
-def _overflow(pieces: Sequence[Piece], world_size: int, room: int) -> int:
-    """Bytes above `room` on the fullest process, largest pieces laid first, each where there is most room."""
+def _least(options: Iterable[Placed]) -> list[Placed]:
+    """Of each table the option that needs the least memory."""
+    least: dict[str, Placed] = {}
+    for option in options:
+        name = option.table.name
+        if name not in least or _order(option) < _order(least[name]):
+            least[name] = option
+    return list(least.values())
+
+
+def _missing(tables: Sequence[Placed], world_size: int, rooms: tuple[int, int]) -> int:
+    """In processes' own memory and in their hosts', which do not make up for each other."""
+    pieces = [piece for one in tables for piece in one.pieces]
+    own, beside = [piece.device_bytes for piece in pieces], [piece.host_bytes for piece in pieces]
+    return sum(_over(sizes, world_size, room) for sizes, room in zip((own, beside), rooms, strict=True))
+
+
+def _over(sizes: Sequence[int], world_size: int, room: int) -> int:
+    """Bytes above the room of all processes; or of the fullest, largest pieces laid first, where there is most room."""
+    in_sum = sum(sizes) - room * world_size
+    if in_sum > 0:
+        return in_sum
     used = [0] * world_size
-    for piece in sorted(pieces, key=_bytes, reverse=True):
-        heapq.heapreplace(used, used[0] + _bytes(piece))
+    for size in sorted(sizes, reverse=True):
+        heapq.heapreplace(used, used[0] + size)
     return max(0, max(used) - room)
 
 
@@ -148,11 +178,18 @@ def _order(placed: Placed) -> tuple[int, int]:
 
 def _summary(request: Request, shortage: Shortage) -> str:
     table, cluster = shortage.table, request.cluster
+    room = gib(shortage.device_room_bytes)
+    if shortage.host_room_bytes:
+        room += f" of GPU and {gib(shortage.host_room_bytes)} of host memory"
+    if shortage.missing_bytes:
+        outcome = f"{gib(shortage.missing_bytes)} are missing"
+    else:
+        outcome = "which would do in sum, but the planner finds no place for each: lower cluster.reserved_share"
     return (
         f"the tables do not fit {cluster.name}: {table.name!r} ({table.num_rows:,} x {table.dim} {table.dtype.value}, "
         f"{request.optimizer.value}) needs {gib(shortage.table_bytes)} in all and {gib(shortage.piece_bytes)} on one "
-        f"process, all tables {gib(shortage.needed_bytes)}; {cluster.world_size} x {gib(shortage.room_bytes)} are free "
-        f"for tables, {gib(shortage.missing_bytes)} are missing"
+        f"process, all tables {gib(shortage.needed_bytes)}; {cluster.world_size} x {room} are free "
+        f"for tables, {outcome}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -47,11 +48,14 @@ class PlanConfig:
         for name, value in [("timelines", self.timelines), ("sweep_doublings", self.sweep_doublings)]:
             if value < 1:
                 raise ConfigError(f"plan.{name}={value} must be at least 1")
-        for name, share in [("ids_per_timeline", self.ids_per_timeline), *self.ids.items()]:
-            if not share > 0:
-                raise ConfigError(f"plan.ids: {name}={share} must be above 0")
+        ids = {f"ids.{name}": share for name, share in self.ids.items()}
+        for name, share in {"ids_per_timeline": self.ids_per_timeline, **ids}.items():
+            if not (share > 0 and math.isfinite(share)):
+                raise ConfigError(f"plan.{name}={share} must be above 0 and finite")
         if not 0 < self.distinct_share <= 1:
             raise ConfigError(f"plan.distinct_share={self.distinct_share} must be above 0 and at most 1")
         for name, rows in self.rows.items():
             if rows < 1:
                 raise ConfigError(f"plan.rows: {name}={rows}: a table has at least 1 row")
+        if self.sweep is not None and self.compare is not None:
+            raise ConfigError(f"plan.compare={self.compare} has no effect on a sweep: leave it out, or plan.sweep")

@@ -106,7 +106,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 def report_of(planned: Planned) -> PlanReport:
     """Adds up a plan by table and by process."""
     request, cluster = planned.request, planned.request.cluster
-    ranks = tuple(_rank(planned, rank) for rank in range(cluster.world_size))
+    ranks = _ranks(planned)
     slowest = max(ranks, key=lambda one: one.times.total_ms)
     return PlanReport(
         cluster=cluster.name,
@@ -120,14 +120,14 @@ def report_of(planned: Planned) -> PlanReport:
         ranks=ranks,
         slowest_rank=slowest.rank,
         step_ms=slowest.times.total_ms,
-        bound=_bound(slowest.times, cluster),
+        bound=_bound(slowest.times, cluster, in_host=slowest.host_bytes > 0),
         plan=planned.plan,
     )
 
 
 def fullest_bytes(planned: Planned) -> int:
     """Of a process's own memory, where most is used."""
-    return max(_rank(planned, rank).device_bytes for rank in range(planned.request.cluster.world_size))
+    return max(rank.device_bytes for rank in _ranks(planned))
 
 
 def total_bytes(planned: Planned) -> int:
@@ -137,7 +137,7 @@ def total_bytes(planned: Planned) -> int:
 
 def step_ms(planned: Planned) -> float:
     """Estimate for the slowest process."""
-    return max(_rank(planned, rank).times.total_ms for rank in range(planned.request.cluster.world_size))
+    return max(rank.times.total_ms for rank in _ranks(planned))
 
 
 def _table(placed: Placed, request: Request) -> TableUse:
@@ -146,10 +146,11 @@ def _table(placed: Placed, request: Request) -> TableUse:
     maps = sum(
         request.map_bytes(placed.table.name, first_row=shard.first_row, num_rows=shard.num_rows) for shard in shards
     )
-    held = [piece for piece in placed.pieces if piece.shard.num_rows]
+    held: dict[int, list[Piece]] = {}
+    for piece in placed.pieces:  # by rank
+        if piece.shard.num_rows:
+            held.setdefault(piece.shard.rank, []).append(piece)
     total = sum(piece.device_bytes + piece.host_bytes for piece in placed.pieces)
-    ranks = tuple(sorted({piece.shard.rank for piece in held}))
-    by_rank = [_times([piece for piece in held if piece.shard.rank == rank]) for rank in ranks]
     return TableUse(
         name=placed.table.name,
         num_rows=placed.table.num_rows,
@@ -158,18 +159,25 @@ def _table(placed: Placed, request: Request) -> TableUse:
         optimizer=request.optimizer,
         sharding=placed.sharding,
         kernel=placed.kernel,
-        ranks=ranks,
+        ranks=tuple(held),
         weight_bytes=weights,
         state_bytes=state,
         map_bytes=maps,
         buffer_bytes=total - weights - state - maps,
-        times=max(by_rank, key=lambda times: times.total_ms),
+        times=max(map(_times, held.values()), key=lambda times: times.total_ms),
     )
 
 
-def _rank(planned: Planned, rank: int) -> RankUse:
+def _ranks(planned: Planned) -> tuple[RankUse, ...]:
     cluster = planned.request.cluster
-    held = [(one.table.name, piece) for one in planned.placed for piece in one.pieces if piece.shard.rank == rank]
+    held: list[list[tuple[str, Piece]]] = [[] for _ in range(cluster.world_size)]
+    for one in planned.placed:
+        for piece in one.pieces:
+            held[piece.shard.rank].append((one.table.name, piece))
+    return tuple(_rank(rank, pieces, cluster) for rank, pieces in enumerate(held))
+
+
+def _rank(rank: int, held: Sequence[tuple[str, Piece]], cluster: ClusterConfig) -> RankUse:
     by_table: dict[str, int] = {}
     for name, piece in held:
         by_table[name] = by_table.get(name, 0) + piece.device_bytes
@@ -195,9 +203,11 @@ def _times(pieces: Sequence[Piece]) -> Times:
     )
 
 
-def _bound(times: Times, cluster: ClusterConfig) -> str:
+def _bound(times: Times, cluster: ClusterConfig, *, in_host: bool) -> str:
     if cluster.device is Device.cuda:
         memory = f"GPU memory, {cluster.hbm_gb_per_second:,.0f} GB/s"
+        if in_host:
+            memory += f", behind it the host's, {cluster.host_link_gb_per_second:g} GB/s"
     else:
         memory = f"host memory, {cluster.ddr_gb_per_second:,.0f} GB/s for {cluster.local_size} processes"
     if cluster.hosts > 1:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stack.base.errors import ConfigError
 from stack.ids.config import IdMode, IdsConfig, ManagedConfig
-from stack.tables.capabilities import check_capable
+from stack.tables.capabilities import SUMMED_ON_THE_WAY, check_capable
 from stack.tables.cluster import ClusterConfig, Device
-from stack.tables.config import TablesConfig, TableSpec
+from stack.tables.config import Communication, TablesConfig, TableSpec
 from stack.tables.layout import COLUMN_UNIT
 from stack.tables.placement import Kernel, Sharding, TableOptimizer
 from stack.tables.plan_config import PlanConfig
 from stack.tables.with_ids import map_bytes
+
+MOST_BYTES = 2**60
+"""Of a table's weights: torch counts bytes in 64 bits, and the planner those of all tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,8 @@ class Request:
     load: Load = field(default_factory=Load)
     host_memory: bool = False
     data_parallel_mib: float = 1.0
+    communication: Communication = Communication.fp32
+    stochastic_rounding: bool = False
     managed: frozenset[str] = frozenset()
     managed_ids: ManagedConfig = field(default_factory=ManagedConfig)
 
@@ -58,19 +63,19 @@ class Request:
             raise ConfigError("there is no table to plan: give rows as plan.rows, or prepare a dataset")
         if self.host_memory and self.cluster.device is Device.cpu:
             raise ConfigError("plan.host_memory=true is for cluster.device=cuda: a CPU's tables are in host memory")
+        names = [table.name for table in self.tables]
+        for name in self.load.ids:
+            if name not in names:
+                raise ConfigError(f"plan.ids names {name!r}; the tables are: {', '.join(names)}")
         for table in self.tables:
             self._check(table)
         check_capable(
-            [table for table in self.tables if table.name not in self.free],
+            [replace(table, sharding=self.shardings(table)[0]) for table in self.tables],
             device=self.cluster.device.value,
             optimizer=self.optimizer,
             data_parallel_mib=self.data_parallel_mib,
-        )
-        check_capable(
-            [TableSpec(name=one.name, num_rows=1, dim=4, dtype=one.dtype) for one in self.tables],
-            device=self.cluster.device.value,
-            optimizer=self.optimizer,
-            data_parallel_mib=self.data_parallel_mib,
+            stochastic_rounding=self.stochastic_rounding,
+            communication=self.communication,
         )
 
     def map_bytes(self, table: str, *, first_row: int, num_rows: int) -> int:
@@ -94,16 +99,26 @@ class Request:
         """Those that the planner may choose from.
 
         Left to itself it is not offered column-wise and grid, whose row-wise state is kept for each block and so
-        learns differently, nor data-parallel, which sums gradients of whole tables.
+        learns differently, nor data-parallel, which sums gradients of whole tables; nor what int8 cannot sum.
         """
         if table.name not in self.free:
             return (table.sharding,)
         hosts = (Sharding.table_row_wise,) if self.cluster.hosts > 1 and self.cluster.local_size > 1 else ()
-        return (Sharding.row_wise, Sharding.table_wise, *hosts)
+        in_int8 = self.communication is Communication.int8
+        return tuple(
+            sharding
+            for sharding in (Sharding.row_wise, Sharding.table_wise, *hosts)
+            if not (in_int8 and sharding in SUMMED_ON_THE_WAY)
+        )
 
     def _check(self, table: TableSpec) -> None:
         if table.num_rows < 1:
             raise ConfigError(f"table {table.name!r} has {table.num_rows} rows: at least 1 is needed (plan.rows)")
+        if table.weight_bytes > MOST_BYTES:
+            raise ConfigError(
+                f"table {table.name!r} of {table.num_rows:,} x {table.dim} is more than {MOST_BYTES:,} bytes: "
+                "give it fewer rows (plan.rows)"
+            )
         if table.dim < COLUMN_UNIT or table.dim % COLUMN_UNIT:
             raise ConfigError(f"table {table.name!r} has dim {table.dim}: it must be a positive multiple of 4 (FBGEMM)")
         split = {Sharding.column_wise, Sharding.grid} & set(self.shardings(table))
@@ -136,6 +151,8 @@ def request_of(
         ),
         host_memory=options.host_memory,
         data_parallel_mib=tables.data_parallel_mib,
+        communication=tables.communication,
+        stochastic_rounding=tables.stochastic_rounding,
         managed=frozenset(spec.name for spec in specs if ids.mode_of(spec.name) is IdMode.managed),
         managed_ids=ids.managed,
     )

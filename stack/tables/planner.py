@@ -1,5 +1,7 @@
 """The one place that meets TorchRec's planner. Tables are on the meta device: nothing is allocated, no GPU is needed.
 
+The collection and the codecs are those of training (`stack.tables.collection`, `stack.tables.communication`).
+
 What would go wrong without a sound, and what is done here instead:
 
     bandwidths given to TopologyFactory are not read       KernelConfig(use_hardware_based_bandwidth=True)
@@ -18,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
@@ -37,19 +38,18 @@ from torchrec.distributed.planner.types import (
     TopologyFactory,
     TrainerConfig,
 )
-from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import DataType
 
 from stack.tables.cluster import ClusterConfig, Device
-from stack.tables.collection import module_name, table_name
+from stack.tables.collection import collection_of, module_name, table_name
+from stack.tables.communication import codecs
 from stack.tables.config import TableSpec
-from stack.tables.placement import Kernel, RowType, Shard, Sharding
+from stack.tables.placement import Kernel, Shard, Sharding
 from stack.tables.plan_request import Request, block_columns
+from stack.tables.torchrec_plan import SHARDING_NAMES
 
 _BYTES_PER_MS = 1e6  # of a GB per second
-_DATA_TYPES = {RowType.fp32: DataType.FP32, RowType.fp16: DataType.FP16, RowType.bf16: DataType.BF16}
-_SHARDINGS = {"grid_shard": Sharding.grid} | {one.value: one for one in Sharding if one is not Sharding.grid}
-_NAMES = {sharding: name for name, sharding in _SHARDINGS.items()}
+_SHARDINGS = {name: sharding for sharding, name in SHARDING_NAMES.items()}
 _IN_HOST_MEMORY = (Kernel.fused_uvm, Kernel.fused_uvm_caching)
 
 
@@ -101,12 +101,6 @@ def place(request: Request) -> list[Placed]:
             _Storage(topology, constraints, request),
         ],
     )
-    found: list[ShardingOption] = []
-
-    def keep(best: list[ShardingOption]) -> list[ShardingOption]:
-        found.extend(best)
-        return best
-
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=request.num_bags,
@@ -115,16 +109,32 @@ def place(request: Request) -> list[Placed]:
         constraints=constraints,
         stats=[],
         debug=False,
-        callbacks=[keep],
+        callbacks=[_stop],
     )
-    collection, sharders = _collection(request.tables), [_Sharder()]
+    communication = codecs(request.communication, torch.device(request.cluster.device.value))
+    collection, sharders = collection_of(request.tables), [_Sharder(qcomm_codecs_registry=communication)]
     try:
         planner.plan(collection, sharders)
     except PlannerError as error:
         options = enumerator.enumerate(collection, sharders)
         raise NoPlacementError([_placed(option, request) for option in options]) from error
-    placed = {one.table.name: one for one in (_placed(option, request) for option in found)}
-    return [placed[table.name] for table in request.tables]
+    except _FoundError as found:
+        placed = {one.table.name: one for one in (_placed(option, request) for option in found.best)}
+        return [placed[table.name] for table in request.tables]
+    raise AssertionError("the planner neither found a plan nor failed")
+
+
+class _FoundError(Exception):
+    """Carries the plan out of the planner before it is put into TorchRec's own form, which training does not take from
+    it, and which logs a warning for each data-parallel table."""
+
+    def __init__(self, best: list[ShardingOption]) -> None:
+        super().__init__()
+        self.best = best
+
+
+def _stop(best: list[ShardingOption]) -> list[ShardingOption]:
+    raise _FoundError(best)
 
 
 def _placed(option: ShardingOption, request: Request) -> Placed:
@@ -176,35 +186,13 @@ def _topology(cluster: ClusterConfig) -> Topology:
 
 def _constraints(request: Request, table: TableSpec) -> ParameterConstraints:
     return ParameterConstraints(
-        sharding_types=[_NAMES[sharding] for sharding in request.shardings(table)],
+        sharding_types=[SHARDING_NAMES[sharding] for sharding in request.shardings(table)],
         compute_kernels=[kernel.value for kernel in request.kernels(table)],
         min_partition=block_columns(table.dim),
         pooling_factors=[1.0],
         batch_sizes=[request.num_bags],
         output_dtype=DataType.FP32,
     )
-
-
-def _collection(tables: Sequence[TableSpec]) -> EmbeddingBagCollection:
-    return EmbeddingBagCollection(
-        device=torch.device("meta"),
-        tables=[
-            EmbeddingBagConfig(
-                name=module_name(table.name),
-                num_embeddings=table.num_rows,
-                embedding_dim=table.dim,
-                feature_names=[table.name],
-                pooling=PoolingType.SUM,
-                data_type=_DATA_TYPES[table.dtype],
-                init_fn=_nothing,
-            )
-            for table in tables
-        ],
-    )
-
-
-def _nothing(weight: Tensor) -> Tensor:
-    return weight
 
 
 class _Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # TorchRec has no types

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
+from stack.base.errors import ConfigError
 from stack.ids.config import MAX_ROWS, MIN_ROWS
 from stack.tables.cluster import Device
-from stack.tables.config import TableSpec
+from stack.tables.config import Communication, TableSpec
 from stack.tables.layout import COLUMN_UNIT
 from stack.tables.placement import RowType, Sharding, TableOptimizer
 from stack.tables.plan import NoRoomError, Planned, Shortage, plan_tables
@@ -22,26 +24,27 @@ _TRIES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class _Change:
-    """What to try: for people, as options, and as a request."""
+    """What to try: for people, as options, and as a request, which may turn out to be one that is refused."""
 
     what: str
     options: str
-    request: Request
+    request: Callable[[], Request]
 
 
 def ways_out(refused: NoRoomError) -> list[WayOut]:
-    """Single changes, then fp16 with more hosts; those that fit come before those that do not."""
+    """Single changes, then fp16 with more hosts; those that fit come before those that do not. What the tables' other
+    options forbid (a single block of columns, managed ids in columns) is no way out and left out."""
     request, shortage = refused.request, refused.shortage
     half = _in_fp16(request)
     ways = [_try(change) for change in _changes(request, shortage)]
-    ways += [way for way in (_fewer_rows(request, shortage), _smaller_dim(request, shortage)) if way is not None]
+    ways += [_fewer_rows(request, shortage), _smaller_dim(request, shortage)]
     ways.append(_more_hosts(request, shortage, also=None))
     if half is not None:
         try:
-            plan_tables(half.request)
+            plan_tables(half.request())
         except NoRoomError as error:
-            ways.append(_more_hosts(half.request, error.shortage, also=half))
-    return sorted(ways, key=lambda way: not way.fits)
+            ways.append(_more_hosts(half.request(), error.shortage, also=half))
+    return sorted((way for way in ways if way is not None), key=lambda way: not way.fits)
 
 
 def _changes(request: Request, shortage: Shortage) -> Iterator[_Change]:
@@ -53,19 +56,25 @@ def _changes(request: Request, shortage: Shortage) -> Iterator[_Change]:
         yield _Change(
             what=f"{', '.join(sorted(names))} row-wise",
             options=" ".join(f"tables.shardings.{one}=row_wise" for one in sorted(names)),
-            request=replace(request, tables=freed),
+            request=partial(replace, request, tables=freed),
+        )
+    if request.communication is Communication.int8:
+        yield _Change(
+            what="rows of a table on all processes, which vectors in int8 forbid",
+            options="tables.communication=fp16",
+            request=partial(replace, request, communication=Communication.fp16),
         )
     if request.optimizer not in (TableOptimizer.rowwise_adagrad, TableOptimizer.sgd):
         yield _Change(
             what="one number of optimizer state a row",
             options="optim.tables=rowwise_adagrad",
-            request=replace(request, optimizer=TableOptimizer.rowwise_adagrad),
+            request=partial(replace, request, optimizer=TableOptimizer.rowwise_adagrad),
         )
     if shortage.table.dtype is RowType.fp32 and len(request.tables) > 1:
         yield _Change(
             what=f"{name} in fp16",
             options=f"tables.row_types.{name}=fp16",
-            request=replace(request, tables=_changed(request, replace(shortage.table, dtype=RowType.fp16))),
+            request=partial(replace, request, tables=_changed(request, replace(shortage.table, dtype=RowType.fp16))),
         )
     half = _in_fp16(request)
     if half is not None:
@@ -74,7 +83,7 @@ def _changes(request: Request, shortage: Shortage) -> Iterator[_Change]:
         yield _Change(
             what="rows in host memory, a fifth of them cached on the GPU",
             options="plan.host_memory=true",
-            request=replace(request, host_memory=True),
+            request=partial(replace, request, host_memory=True),
         )
 
 
@@ -82,7 +91,9 @@ def _in_fp16(request: Request) -> _Change | None:
     if all(table.dtype is not RowType.fp32 for table in request.tables):
         return None
     halved = tuple(replace(t, dtype=RowType.fp16) if t.dtype is RowType.fp32 else t for t in request.tables)
-    return _Change(what="all tables in fp16", options="tables.row_type=fp16", request=replace(request, tables=halved))
+    return _Change(
+        what="all tables in fp16", options="tables.row_type=fp16", request=partial(replace, request, tables=halved)
+    )
 
 
 def _fewer_rows(request: Request, shortage: Shortage) -> WayOut | None:
@@ -96,12 +107,14 @@ def _fewer_rows(request: Request, shortage: Shortage) -> WayOut | None:
         smaller = replace(table, num_rows=rows)
         way = _try(
             _Change(
-                what=f"{table.name} with managed ids in {rows:,} rows ({rows / table.num_rows:.1%} of its ids)",
+                what=f"{table.name} with managed ids in {rows:,} rows ({rows / table.num_rows:.1%} of its rows)",
                 options=f"ids.modes.{table.name}=managed ids.rows.{table.name}={rows}",
-                request=replace(request, tables=_changed(request, smaller), managed=request.managed | {table.name}),
+                request=partial(
+                    replace, request, tables=_changed(request, smaller), managed=request.managed | {table.name}
+                ),
             )
         )
-        if way.fits:
+        if way is None or way.fits:
             return way
         rows = int(rows * 0.95)
     return None
@@ -115,21 +128,24 @@ def _smaller_dim(request: Request, shortage: Shortage) -> WayOut | None:
         narrow = replace(table, dim=dim)
         if dim > COLUMN_UNIT and narrow.weight_bytes > shortage.room_bytes * request.cluster.world_size:
             continue
-        way = _try(
+        tried = _try(
             _Change(
                 what=f"{table.name} with dim {dim}",
                 options=f"tables.dims.{table.name}={dim}",
-                request=replace(request, tables=_changed(request, narrow)),
+                request=partial(replace, request, tables=_changed(request, narrow)),
             )
         )
+        if tried is None:
+            break
+        way = tried
         if way.fits:
             break
     return way
 
 
-def _more_hosts(request: Request, shortage: Shortage, *, also: _Change | None) -> WayOut:
+def _more_hosts(request: Request, shortage: Shortage, *, also: _Change | None) -> WayOut | None:
     """The fewest hosts found with which all fit; searched, since buffers grow with the number of processes."""
-    least = -(-shortage.needed_bytes // (shortage.room_bytes * request.cluster.local_size))
+    least = -(-shortage.needed_bytes // max(1, shortage.room_bytes * request.cluster.local_size))
     hosts = min(max(request.cluster.hosts + 1, least), MOST_HOSTS)
     while True:
         what = f"{hosts} hosts of {request.cluster.local_size} processes"
@@ -137,20 +153,23 @@ def _more_hosts(request: Request, shortage: Shortage, *, also: _Change | None) -
             _Change(
                 what=what if also is None else f"{what}, {also.what}",
                 options=f"cluster.hosts={hosts}" + (f" {also.options}" if also is not None else ""),
-                request=replace(request, cluster=replace(request.cluster, hosts=hosts)),
+                request=partial(replace, request, cluster=replace(request.cluster, hosts=hosts)),
             )
         )
-        if way.fits or hosts >= min(MOST_HOSTS, _MOST_TIMES * max(least, request.cluster.hosts)):
+        if way is None or way.fits or hosts >= min(MOST_HOSTS, _MOST_TIMES * max(least, request.cluster.hosts)):
             return way
         hosts = min(MOST_HOSTS, hosts + max(1, hosts // 8))
 
 
-def _try(change: _Change) -> WayOut:
+def _try(change: _Change) -> WayOut | None:
+    """None where the change cannot be asked for."""
     try:
-        planned = plan_tables(change.request)
+        planned = plan_tables(change.request())
     except NoRoomError as error:
         missing = error.shortage.missing_bytes
         return WayOut(what=change.what, options=change.options, fits=False, missing_bytes=missing)
+    except ConfigError:
+        return None
     return _fits(change.what, change.options, planned)
 
 

@@ -10,8 +10,9 @@ from dataclasses import replace
 import msgspec
 from rich.table import Table
 
+from stack.base.errors import ConfigError
 from stack.tables.cluster import GIB
-from stack.tables.plan import NoRoomError, Planned, plan_tables
+from stack.tables.plan import NoRoomError, plan_tables
 from stack.tables.plan_config import Sweep
 from stack.tables.plan_report import fullest_bytes, step_ms, total_bytes
 from stack.tables.plan_request import Request
@@ -21,7 +22,8 @@ _CLOSENESS = 1.02
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """One plan of a sweep. `value`: rows of all tables, processes, or timelines of a step on each process."""
+    """One plan of a sweep. `value`: rows of all tables, processes, or timelines of a step on each process. `fits` is
+    false also where a table outgrows its own options, as a data-parallel one does."""
 
     factor: float
     value: int
@@ -92,12 +94,13 @@ TITLES: Mapping[Sweep, str] = {
 
 
 def _point(request: Request, what: Sweep, factor: float) -> Point:
-    grown = _grown(request, what, factor)
-    value = _value(grown, what)
-    true_factor = value / _value(request, what)
+    value = _value(request, what, factor)
+    true_factor = value / _value(request, what, 1.0)
     try:
-        planned: Planned = plan_tables(grown)
-    except NoRoomError:
+        planned = plan_tables(_grown(request, what, factor))
+    except ConfigError as error:
+        if factor == 1.0 and not isinstance(error, NoRoomError):
+            raise  # not for its size
         return Point(factor=true_factor, value=value, fits=False)
     return Point(
         factor=true_factor,
@@ -111,21 +114,23 @@ def _point(request: Request, what: Sweep, factor: float) -> Point:
 
 def _grown(request: Request, what: Sweep, factor: float) -> Request:
     if what is Sweep.rows:
-        tables = tuple(replace(one, num_rows=max(1, round(one.num_rows * factor))) for one in request.tables)
+        tables = tuple(replace(one, num_rows=_scaled(one.num_rows, factor)) for one in request.tables)
         return replace(request, tables=tables)
     if what is Sweep.ranks:
-        hosts = max(1, round(request.cluster.hosts * factor))
-        return replace(request, cluster=replace(request.cluster, hosts=hosts))
-    timelines = max(1, round(request.load.num_timelines * factor))
-    return replace(request, load=replace(request.load, num_timelines=timelines))
+        return replace(request, cluster=replace(request.cluster, hosts=_scaled(request.cluster.hosts, factor)))
+    return replace(request, load=replace(request.load, num_timelines=_scaled(request.load.num_timelines, factor)))
 
 
-def _value(request: Request, what: Sweep) -> int:
+def _value(request: Request, what: Sweep, factor: float) -> int:
     return {
-        Sweep.rows: sum(one.num_rows for one in request.tables),
-        Sweep.ranks: request.cluster.world_size,
-        Sweep.batch: request.load.num_timelines,
+        Sweep.rows: sum(_scaled(one.num_rows, factor) for one in request.tables),
+        Sweep.ranks: _scaled(request.cluster.hosts, factor) * request.cluster.local_size,
+        Sweep.batch: _scaled(request.load.num_timelines, factor),
     }[what]
+
+
+def _scaled(number: int, factor: float) -> int:
+    return max(1, round(number * factor))
 
 
 def _edge(request: Request, what: Sweep, points: tuple[Point, ...]) -> Point | None:

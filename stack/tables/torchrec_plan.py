@@ -13,13 +13,8 @@ from torchrec.distributed.types import (
 from stack.tables.collection import module_name
 from stack.tables.placement import Plan, Sharding, TablePlan
 
-_NAMES = {
-    Sharding.row_wise: "row_wise",
-    Sharding.table_wise: "table_wise",
-    Sharding.column_wise: "column_wise",
-    Sharding.table_row_wise: "table_row_wise",
-    Sharding.grid: "grid_shard",
-}
+SHARDING_NAMES = {one: one.value for one in Sharding} | {Sharding.grid: "grid_shard"}
+"""What TorchRec calls them."""
 
 
 def torchrec_plan(plan: Plan) -> EmbeddingModuleShardingPlan:
@@ -35,7 +30,7 @@ def torchrec_plan(plan: Plan) -> EmbeddingModuleShardingPlan:
 
 def _parameter_sharding(table: TablePlan, plan: Plan) -> ParameterSharding:
     return ParameterSharding(
-        sharding_type=_NAMES[table.sharding],
+        sharding_type=SHARDING_NAMES[table.sharding],
         compute_kernel=table.kernel.value,
         ranks=[shard.rank for shard in table.shards],
         sharding_spec=EnumerableShardingSpec(

@@ -44,7 +44,8 @@ def map_bytes(config: ManagedConfig, *, first_row: int, num_rows: int) -> int:
     return BoundedMap(config, Blocks(bounds=bounds, rank=len(bounds) - 2), device=torch.device("meta")).num_bytes
 
 
-def _blocks(table: TablePlan, *, world_size: int, rank: int) -> Blocks:
+def check_held_once(table: TablePlan, *, world_size: int) -> None:
+    """Raises `ConfigError` where a row of a managed table would be held by several processes, or in several blocks."""
     by_rank = {shard.rank: shard for shard in table.shards}
     held = sum(shard.num_rows for shard in table.shards)
     if len(by_rank) != len(table.shards) or held != table.num_rows:
@@ -53,6 +54,11 @@ def _blocks(table: TablePlan, *, world_size: int, rank: int) -> Blocks:
             f"that changes hands must be held by one process alone: set tables.shardings.{table.name} to row_wise, "
             "table_wise or table_row_wise"
         )
+
+
+def _blocks(table: TablePlan, *, world_size: int, rank: int) -> Blocks:
+    check_held_once(table, world_size=world_size)
+    by_rank = {shard.rank: shard for shard in table.shards}
     bounds = [0]
     for number in range(world_size):
         bounds.append(bounds[-1] + (by_rank[number].num_rows if number in by_rank else 0))

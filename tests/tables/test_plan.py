@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from stack.tables.cluster import ClusterConfig
-from stack.tables.config import TableSpec
+from stack.tables.config import Communication, TableSpec
 from stack.tables.layout import check_plan
 from stack.tables.placement import Kernel, RowType, Shard, Sharding, TableOptimizer
 from stack.tables.plan import NoRoomError, plan_tables, weights_and_state
@@ -105,6 +105,20 @@ def test_small_tables_are_not_made_data_parallel_unless_asked() -> None:
     assert [rank.device_bytes for rank in report.ranks] == [2 * 50 * 16 * 4 + 50 * 4 + 10 * 8 + 10 * 16 * 4] * 2
 
 
+def test_vectors_in_fp16_take_half_the_time_and_int8_leaves_whole_tables() -> None:
+    asked = request({"a": (10_000, 32)}, gpus(2))
+    in_fp32, in_fp16 = (
+        report_of(plan_tables(replace(asked, communication=one))).tables[0]
+        for one in (Communication.fp32, Communication.fp16)
+    )
+    assert in_fp16.sharding is in_fp32.sharding
+    assert in_fp16.times.vectors_ms == pytest.approx(in_fp32.times.vectors_ms / 2)
+    assert in_fp16.times.ids_ms == in_fp32.times.ids_ms
+    in_int8 = replace(asked, communication=Communication.int8)
+    assert in_int8.shardings(asked.tables[0]) == (Sharding.table_wise,)
+    assert plan_tables(in_int8).plan.tables[0].sharding is Sharding.table_wise
+
+
 def test_column_wise_and_grid_are_not_chosen_unless_asked() -> None:
     """Their row-wise state is kept for each block of columns: a model that learns differently."""
     asked = request({"a": (10, 128)}, gpus(2))
@@ -154,6 +168,7 @@ def test_one_process_exchanges_nothing() -> None:
 def test_planning_says_nothing_on_the_side(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     with caplog.at_level(logging.WARNING):
         plan_tables(request(SOME, gpus()))
+        plan_tables(request([TableSpec(name="a", num_rows=50, dim=16, sharding=Sharding.data_parallel)], gpus()))
         with pytest.raises(NoRoomError):
             plan_tables(request({"a": (10**9, 32)}, gpus()))
     loud = [record for record in caplog.records if not record.name.endswith("NullHandler")]  # TorchRec's go nowhere

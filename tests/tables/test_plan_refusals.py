@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
+from stack.base.dist import World
 from stack.base.errors import ConfigError
+from stack.tables.choose import machines
 from stack.tables.cluster import ClusterConfig, Device
-from stack.tables.config import TableSpec
+from stack.tables.config import Communication, TableSpec
 from stack.tables.placement import RowType, Sharding, TableOptimizer
 from stack.tables.plan import NoRoomError, plan_tables
-from stack.tables.plan_config import PlanConfig
+from stack.tables.plan_config import PlanConfig, Sweep
 from stack.tables.plan_report import WayOut
+from stack.tables.plan_request import Load
 from stack.tables.remedy import ways_out
 from tests.tables.planning import PAPER, cpus, gpus, request
 
@@ -26,10 +29,11 @@ from tests.tables.planning import PAPER, cpus, gpus, request
         ({"ddr_gib": 0.0}, "cluster.ddr_gib=0.0 must be above 0 and finite"),
         ({"inter_host_gb_per_second": 0.0}, "cluster.inter_host_gb_per_second=0.0 must be above 0 and finite"),
         ({"device": Device.cuda, "hbm_gb_per_second": 1.0}, "cluster.hbm_gib=0.0 must be above 0 and finite"),
-        ({"hbm_gib": 80.0}, "cluster.hbm_gib=80.0 belongs to cluster.device=cuda: a CPU has no HBM"),
+        ({"hbm_gib": 80.0}, "cluster.hbm_gib=80.0 and cluster.hbm_gb_per_second=0.0 belong to "
+         "cluster.device=cuda: a CPU has no HBM, set both to 0"),
         ({"reserved_share": 1.0}, "cluster.reserved_share=1.0 must be from 0 up to but not 1"),
     ],
-)
+)  # fmt: skip
 def test_a_cluster_that_cannot_be_is_refused(options: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ClusterConfig(**options)
@@ -42,7 +46,12 @@ def test_a_cluster_that_cannot_be_is_refused(options: dict[str, Any], line: str)
         ({"rows": {"item": 0}}, "plan.rows: item=0: a table has at least 1 row"),
         ({"timelines": 0}, "plan.timelines=0 must be at least 1"),
         ({"sweep_doublings": 0}, "plan.sweep_doublings=0 must be at least 1"),
-        ({"ids": {"item": 0.0}}, "plan.ids: item=0.0 must be above 0"),
+        ({"ids": {"item": 0.0}}, "plan.ids.item=0.0 must be above 0 and finite"),
+        ({"ids_per_timeline": float("inf")}, "plan.ids_per_timeline=inf must be above 0 and finite"),
+        (
+            {"sweep": Sweep.rows, "compare": "plan.json"},
+            "plan.compare=plan.json has no effect on a sweep: leave it out, or plan.sweep",
+        ),
         ({"distinct_share": 1.1}, "plan.distinct_share=1.1 must be above 0 and at most 1"),
     ],
 )
@@ -56,6 +65,31 @@ def test_options_of_a_plan_that_cannot_be_are_refused(options: dict[str, Any], l
     ("table", "cluster", "others", "line"),
     [
         ({"num_rows": 0}, gpus(), {}, "table 'a' has 0 rows: at least 1 is needed (plan.rows)"),
+        (
+            {"num_rows": 10**18},
+            gpus(),
+            {},
+            "table 'a' of 1,000,000,000,000,000,000 x 32 is more than 1,152,921,504,606,846,976 bytes: give it fewer",
+        ),
+        ({}, gpus(), {"load": Load(ids={"b": 1.0})}, "plan.ids names 'b'; the tables are: a"),
+        (
+            {},
+            cpus(),
+            {"communication": Communication.bf16, "free": frozenset("a")},
+            "tables.communication=bf16 is not possible on cpu: choose fp32, fp16 or int8",
+        ),
+        (
+            {},
+            cpus(),
+            {"communication": Communication.int8},
+            "tables.communication=int8 is not possible for table 'a', which is row_wise",
+        ),
+        (
+            {},
+            cpus(),
+            {"stochastic_rounding": True, "free": frozenset("a")},
+            "tables.stochastic_rounding=true is not possible on cpu, which rounds to the nearest: set it to false",
+        ),
         ({"dim": 6}, gpus(), {}, "table 'a' has dim 6: it must be a positive multiple of 4 (FBGEMM)"),
         ({}, cpus(), {"optimizer": TableOptimizer.lamb}, "optim.tables=lamb is not possible on cpu: choose"),
         (
@@ -101,6 +135,17 @@ def test_this_machine_is_what_it_is() -> None:
     assert here.device_bytes * here.devices_per_host == pytest.approx(here.ddr_gib * 0.8 * 2**30, rel=1e-6)
 
 
+def test_a_job_is_planned_for_as_many_hosts_as_it_has() -> None:
+    cluster = cpus(hosts=8, devices_per_host=2)
+    assert machines(cluster, World(size=14, local_size=2), "cpu") == replace(cluster, hosts=7)
+    here = machines(ClusterConfig(), World(size=6, local_size=3), "cpu")
+    assert (here.hosts, here.local_size) == (2, 3)
+    with pytest.raises(ConfigError, match="plans for cpus, whose hosts have 2 processes, this job has 4 on each: "):
+        machines(cluster, World(size=16, local_size=4), "cpu")
+    with pytest.raises(ConfigError, match="this job has cuda: choose the cluster that it runs on, e.g. cluster=h100x8"):
+        machines(cluster, World(size=16, local_size=2), "cuda")
+
+
 def test_the_refusal_names_the_table_what_it_needs_and_what_is_missing() -> None:
     with pytest.raises(NoRoomError) as caught:
         plan_tables(request(PAPER, cpus(ddr_gib=16.0)))
@@ -118,6 +163,30 @@ def test_tables_that_would_fit_in_sum_are_refused_with_what_is_missing_on_the_fu
     ]
     with pytest.raises(NoRoomError, match=r"all tables 1\.68 GiB; 2 x 1\.00 GiB are free for tables, 0\.12 GiB are"):
         plan_tables(request(whole, gpus()))
+
+
+def test_memory_of_the_host_does_not_make_up_for_the_gpus() -> None:
+    """Six GiB of rows and state would fit 4 + 4 GiB, but lie in the one or in the other, with a fifth as a cache."""
+    cluster = gpus(devices_per_host=1, hbm_gib=4.0, ddr_gib=4.0)
+    with pytest.raises(NoRoomError) as caught:
+        plan_tables(request({"a": (6 * 2**30 // 132, 32)}, cluster, host_memory=True))
+    line = "1 x 4.00 GiB of GPU and 4.00 GiB of host memory are free for tables, 2.00 GiB are missing"
+    assert str(caught.value).endswith(line)
+
+
+def test_tables_that_the_planner_finds_no_place_for_are_not_said_to_miss_nothing() -> None:
+    with pytest.raises(NoRoomError) as caught:
+        plan_tables(request({"a": (10**9, 32)}, cpus()))
+    shortage = replace(caught.value.shortage, missing_bytes=0)
+    assert str(NoRoomError(caught.value.request, shortage)).endswith(
+        "free for tables, which would do in sum, but the planner finds no place for each: lower cluster.reserved_share"
+    )
+
+
+def test_rows_that_several_processes_would_hold_cannot_be_managed() -> None:
+    table = TableSpec(name="a", num_rows=1000, dim=32, sharding=Sharding.column_wise)
+    with pytest.raises(ConfigError, match="table 'a' has managed ids and is column_wise over 2 processes: "):
+        plan_tables(request([table], cpus(), managed=frozenset("a")))
 
 
 def ways(refused: Any) -> dict[str, WayOut]:
@@ -163,6 +232,24 @@ def test_the_way_out_of_a_whole_table_on_one_process_is_rows_on_each() -> None:
     )
     assert plan_tables(request([replace(whole, sharding=Sharding.row_wise)], gpus())).plan.tables[0].shards[1].rank == 1
     assert not found["cluster.hosts"].fits  # more machines do not split a table that must stay whole
+
+
+def test_what_a_tables_options_forbid_is_no_way_out_and_does_not_hide_the_others() -> None:
+    columns = TableSpec(name="a", num_rows=100_000_000, dim=8, sharding=Sharding.column_wise)  # 3.7 GiB over 2 x 1
+    found = ways(request([columns], cpus()))
+    assert "tables.dims.a" not in found  # one block of four columns is not split
+    assert "ids.modes.a ids.rows.a" not in found  # a managed row is held by one process
+    assert found["tables.row_type"].missing_bytes
+    assert not found["tables.shardings.a"].fits
+
+
+def test_the_way_out_of_int8_is_what_can_be_summed_on_the_way() -> None:
+    """Left with whole tables, 1.23 GiB of one do not fit 2 x 1 GiB."""
+    found = ways(request({"a": (10_000_000, 32)}, gpus(), communication=Communication.int8))
+    assert (found["tables.communication"].options, found["tables.communication"].fits) == (
+        "tables.communication=fp16",
+        True,
+    )
 
 
 def test_the_way_out_of_a_heavy_optimizer_is_one_number_a_row() -> None:

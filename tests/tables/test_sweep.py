@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from stack.tables.config import TableSpec
+from stack.base.errors import ConfigError
+from stack.tables.config import Sharding, TableSpec
 from stack.tables.plan import NoRoomError, plan_tables
 from stack.tables.plan_config import Sweep
 from stack.tables.plan_request import Request
@@ -55,6 +56,22 @@ def test_a_larger_batch_takes_longer_and_fits_as_long_as_its_buffers_do() -> Non
     assert grows([point.step_ms for point in report.points])
     assert grows([point.fullest_bytes for point in report.points])
     assert report.edge is None
+
+
+def test_a_table_that_outgrows_its_own_options_is_where_it_stops() -> None:
+    """A data-parallel table of 0.8 MiB of at most 1."""
+    tables = [TableSpec(name="a", num_rows=ROWS, dim=32)]
+    tables.append(TableSpec(name="b", num_rows=6_554, dim=32, sharding=Sharding.data_parallel))
+    report = sweep(request(tables, gpus()), Sweep.rows, num_doublings=1)
+    assert [point.fits for point in report.points] == [True, True, False]
+    assert report.edge is not None
+    assert report.edge.factor == pytest.approx(1 / 0.8, rel=0.03)
+
+
+def test_what_cannot_be_planned_at_any_size_is_refused() -> None:
+    columns = TableSpec(name="a", num_rows=1000, dim=32, sharding=Sharding.column_wise)
+    with pytest.raises(ConfigError, match="table 'a' has managed ids and is column_wise"):
+        sweep(request([columns], gpus(), managed=frozenset("a")), Sweep.rows, num_doublings=1)
 
 
 def test_what_is_said_to_be_the_edge_fits_and_a_little_more_does_not() -> None:
