@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
+from stack.base.errors import ConfigError
 from stack.base.files import make_folder, write_bytes
 from stack.data.dataset import Dataset
 from stack.model import places_of
-from stack.tables.config import TableSpec, table_specs
+from stack.tables.config import Planner, TableSpec, table_specs
 from stack.tables.placement import Plan
 from stack.tables.plan import NoRoomError, plan_tables
 from stack.tables.plan_config import Sweep
 from stack.tables.plan_file import differences, load_plan, save_plan
-from stack.tables.plan_report import PlanReport, Refusal, report_of
+from stack.tables.plan_report import PlanReport, Refusal, report_of, step_ms
 from stack.tables.plan_request import Request, request_of
 from stack.tables.plan_show import differences_table, plan_line, plan_tables_shown, ways_table
 from stack.tables.remedy import ways_out
@@ -34,6 +36,11 @@ def plan(setup: Setup) -> None:
         NoRoomError: the tables do not fit; the ways out have been shown.
         ConfigError: what cannot be planned, or `plan.out` that cannot be written.
     """
+    if setup.tables.plan is not None:
+        raise ConfigError(
+            f"tables.plan={setup.tables.plan} is for training, which follows it as it is: leave it out to plan anew, "
+            f"or give plan.compare={setup.tables.plan} to see what would change"
+        )
     request = request_of(
         specs_of(setup),
         tables=setup.tables,
@@ -57,6 +64,8 @@ def plan(setup: Setup) -> None:
     for table in plan_tables_shown(report):
         show(table)
     say(plan_line(report))
+    if setup.tables.planner is Planner.fixed and request.free:
+        _tell_of_training(request, report)
     if before is not None:
         _show_differences(before, report.plan, name=str(setup.plan.compare))
     if folder is not None:
@@ -91,6 +100,25 @@ def _refuse(error: NoRoomError, folder: Path | None) -> None:
     show(ways_table(refusal))
     if folder is not None:
         write_bytes(folder / REPORT, _json(refusal))
+
+
+def _tell_of_training(request: Request, report: PlanReport) -> None:
+    """What training does by its options alone, where that is not the plan shown."""
+    try:
+        fixed = plan_tables(replace(request, free=frozenset()))
+    except NoRoomError:
+        outcome = "which does not fit"
+    except ConfigError as error:
+        outcome = f"which is refused ({error})"
+    else:
+        if [one.sharding for one in fixed.placed] == [one.sharding for one in report.tables]:
+            return
+        outcome = f"estimated at {step_ms(fixed):.2f} ms a step"
+    shardings = ", ".join(f"{table.name} {table.sharding.value}" for table in request.tables)
+    say(
+        f"Training does not follow this of its own accord: tables.planner=fixed has {shardings}, {outcome}. "
+        "Give it tables.planner=torchrec with this cluster, or tables.plan."
+    )
 
 
 def _show_differences(before: Plan, now: Plan, *, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,9 @@ def test_the_papers_tables_are_planned_on_64_gpus(capsys: pytest.CaptureFixture[
     assert "1,000,000,000" in out
     assert "119.21" in out  # GiB of the items' weights: 1e9 x 32 x 4 bytes
     assert "estimates, not measurements" in out
+    fixed = re.search(r"tables\.planner=fixed has item row_wise, .* estimated at ([0-9.]+) ms a step", out)
+    assert fixed is not None
+    assert float(fixed[1]) > 100.0  # each process exchanges vectors with 63 others
     report = json.loads((tmp_path / "report.json").read_text())
     assert {(one["name"], one["num_rows"], one["dim"]) for one in report["tables"]} == {
         (name, rows, dim) for name, (rows, dim) in PAPER.items()
@@ -75,6 +79,20 @@ def test_a_plan_is_compared_with_a_saved_one(capsys: pytest.CaptureFixture[str],
     assert err.startswith(f"stack: the plan {tmp_path}/report.json is damaged (Object missing required field")
 
 
+def test_what_training_would_do_is_told_where_it_is_not_what_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("cluster=cpu_hosts", "plan.rows.item=1000000")
+    told = "Training does not follow this of its own accord: tables.planner=fixed has item "
+    assert f"{told}row_wise, estimated at " in answer(capsys, *words)[0]
+    in_whole = answer(capsys, *words, "tables.sharding=table_wise", "tables.shardings.item=row_wise")[0]
+    assert "Training does not" not in in_whole  # nothing is left to choose
+    for same in ("tables.planner=torchrec", "plan.choose=false", "tables.sharding=table_row_wise"):
+        assert "Training does not" not in answer(capsys, *words, same)[0]
+    out, _ = answer(capsys, "cluster=cpu_hosts", "plan.rows.item=2000000000", "tables.sharding=table_wise")
+    assert f"{told}table_wise, which does not fit" in out
+    out, _ = answer(capsys, *words, "tables.communication=int8")
+    assert f"{told}row_wise, which is refused (tables.communication=int8 is not possible for table 'item'" in out
+
+
 @pytest.mark.parametrize("what", ["rows", "ranks", "batch"])
 def test_a_sweep_is_shown_and_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path, what: str) -> None:
     words = ("model=dupn_paper", "cluster=h100x8", f"plan.sweep={what}", "plan.sweep_doublings=2")
@@ -116,6 +134,8 @@ def test_tables_come_from_the_prepared_dataset_unless_rows_are_given(
         (["tables.row_type=bf16", "cluster=laptop"], "tables.row_type of table 'item'=bf16 is not possible on cpu"),
         (["plan.host_memory=true", "cluster=laptop"], "plan.host_memory=true is for cluster.device=cuda: a CPU's"),
         (["plan.out=README.md"], "plan.out=README.md cannot be written (File exists): choose another folder, or make"),
+        (["tables.plan=old.json"], "tables.plan=old.json is for training, which follows it as it is: leave it out to"),
+        (["plan.ids.itme=3"], "plan.ids names 'itme'; the tables are: item, shop, brand, category, tags"),
         (["plan.compare=nowhere.json"], "the plan nowhere.json cannot be read (No such file or directory)"),
         (["plan.sweep=days"], "plan.sweep: Invalid value 'days', expected one of [rows, ranks, batch]"),
         (["data.out=nowhere", "plan.rows={}"], "there is no prepared dataset at nowhere (no dataset.json): run `stack"),
@@ -164,7 +184,7 @@ def test_training_follows_torchrecs_planner_or_a_pinned_plan_and_keeps_the_plan(
         ),
         (
             ["tables.planner=torchrec", "cluster=cpu_hosts"],
-            "tables.planner=torchrec plans for cpu_hosts, 4 hosts of 2 processes; this job has 1 in all and 1 a host",
+            "tables.planner=torchrec plans for cpu_hosts, whose hosts have 2 processes, this job has 1 on each: choose",
         ),
     ],
 )
