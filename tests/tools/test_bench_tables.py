@@ -10,7 +10,7 @@ from tools.bench import exchange, lookup
 from tools.bench.exchange import Work
 
 
-def test_sequence_kernel_and_one_id_bags_come_to_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequence_kernel_and_one_id_bags_come_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookup, "NUM_ROWS", 100)
     monkeypatch.setattr(lookup, "NUM_IDS", (500,))
     figures = {figure.name: figure for figure in lookup.measure(num_rounds=2)}
@@ -20,13 +20,15 @@ def test_sequence_kernel_and_one_id_bags_come_to_the_same_weights(monkeypatch: p
     assert gain == pytest.approx([bag / slow for bag, slow in zip(bags, sequence, strict=True)])
 
 
-def test_a_lookup_that_comes_to_other_weights_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("factor", [-1.0, 2.0])
+def test_a_lookup_that_learns_otherwise_is_found(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Also by a factor, which row-wise Adagrad takes out of the weights."""
     monkeypatch.setattr(lookup, "NUM_ROWS", 100)
     original, calls = lookup._step, []
 
-    def other(kernel: object, drawn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def other(kernel: object, drawn: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         calls.append(1)
-        return original(kernel, (drawn[0], drawn[1] * (-1) ** len(calls)))
+        return original(kernel, (drawn[0], drawn[1] * factor ** (len(calls) % 2)))
 
     monkeypatch.setattr(lookup, "_step", other)
     with pytest.raises(AssertionError, match="not close"):
