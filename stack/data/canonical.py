@@ -18,7 +18,8 @@ times are int64 epoch seconds in the log's local time, so that day and hour are 
     excluded     optional, string: why the source leaves a row out on purpose; null for all others. Counted as dropped
                  for the reason "excluded_<text>", not among the bad rows
 ``items``        side information: item, then one column for each event feature that is not in `events`
-                 (brand, category), tags array<string>. Optional `since` int64: valid from that second on.
+                 (brand, category), tags array<string>. Optional `since` int64: valid from that second on; a row
+                 where it is null is counted and not used.
 ``users``        user, one column for each profile feature of the schema, optional `since`.
 ``visits``       moments: user, time, pool (int64 key into `pools`), and one column for each query feature.
                  None: the distinct (user, time) of positive events, with the day number as pool, and query

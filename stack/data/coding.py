@@ -82,11 +82,15 @@ def event_schema(canonical: Canonical) -> ibis.Schema:
 
 
 def versions(side: Table, key: str) -> Table:
-    """`side` with `since` and `until` (int64, `since` 0 where it has none); one row for each (key, since)."""
+    """`side` with `since` and `until` (int64, `since` 0 where there is no such column); one row for each (key, since).
+
+    Rows without key or `since` are left out (`stack.data.sidecount` counts them): of a row from an unknown time on
+    nobody can say whether an example may see it.
+    """
     if "since" not in side.columns:
         side = side.mutate(since=ibis.literal(0, "int64"))
     others = [name for name in side.columns if name not in (key, "since")]
-    side = side.filter(side[key].notnull()).mutate(since=side.since.fill_null(0).cast("int64"))
+    side = side.filter(side[key].notnull() & side.since.notnull()).mutate(since=side.since.cast("int64"))
     first = ibis.row_number().over(group_by=[key, "since"], order_by=others or [key])
     side = side.mutate(rank=first).filter(lambda t: t.rank == 0).drop("rank")
     return side.mutate(until=side.since.lead().over(group_by=key, order_by="since"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import ibis
 from ibis.expr.types import Table
@@ -18,7 +19,8 @@ from stack.data.engine import Engine
 TIMED = ("visits", "impressions", "follow")
 """Tables whose rows are of a day; a row without user or time is not used."""
 KEYED = {"items": "item", "users": "user"}
-"""Side information and its keys; of the rows of one key and `since` one is used."""
+"""Side information and its keys; a row without its key or its `since` is not used, of those of one key and `since`
+one is."""
 
 
 @dataclass(kw_only=True)
@@ -48,7 +50,7 @@ def count_sides(canonical: Canonical, *, engine: Engine, first: int, last: int) 
     for name, key in KEYED.items():
         table = getattr(canonical, name)
         if table is not None:
-            _add_keyed(counts, name, engine.fetch(_by_version(table, key)).to_pylist()[0])
+            _add_keyed(counts, name, engine.fetch(_by_version(table, key)).to_pylist())
     return counts
 
 
@@ -61,19 +63,16 @@ def _by_day(table: Table, first: int, last: int) -> Table:
 
 
 def _by_version(table: Table, key: str) -> Table:
-    since = table.since.fill_null(0) if "since" in table.columns else ibis.literal(0, "int64")
+    since = table.since if "since" in table.columns else ibis.literal(0, "int64")
     versions = table.select(key=table[key], since=since).group_by("key", "since").agg(n=lambda t: t.count())
-    used = versions.key.notnull()
-    return versions.agg(
-        num_rows=versions.n.sum().fill_null(0),
-        without_key=used.ifelse(0, versions.n).sum().fill_null(0),
-        used=used.cast("int64").sum().fill_null(0),
-    )
+    reason = ibis.cases((versions.key.isnull(), f"without_{key}"), (versions.since.isnull(), "without_since"))
+    counted = versions.mutate(reason=reason).group_by("reason")
+    return counted.agg(num_rows=lambda t: t.n.sum(), num_versions=lambda t: t.count())
 
 
-def _add_keyed(counts: SideCounts, name: str, row: dict[str, int]) -> None:
-    repeated = row["num_rows"] - row["without_key"] - row["used"]
-    counts._add(name, None, None, row["used"])
-    for reason, count in ((f"without_{KEYED[name]}", row["without_key"]), ("repeated", repeated)):
-        if count:
-            counts._add(name, None, reason, count)
+def _add_keyed(counts: SideCounts, name: str, found: list[dict[str, Any]]) -> None:
+    for row in found:
+        alike = row["num_versions"] if row["reason"] is None else row["num_rows"]
+        counts._add(name, None, row["reason"], alike)
+        if row["num_rows"] > alike:
+            counts._add(name, None, "repeated", row["num_rows"] - alike)

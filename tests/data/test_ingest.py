@@ -50,7 +50,7 @@ def events_of(seed: int, num_days: int = 4, per_day: int = 25) -> Rows:
 
 
 ITEMS = items_of(12)
-USERS: Rows = [{"user": 10, "age": "old"}, {"user": 11, "age": "young"}]
+USERS: Rows = [{"user": 10, "since": 0, "age": "old"}, {"user": 11, "since": 0, "age": "young"}]
 
 
 def run(log: Path, out: Path, *, engine: EngineName = EngineName.duckdb, **options: Any) -> IngestReport:

@@ -21,6 +21,8 @@ ITEMS: Rows = [
     {"item": "b", "since": 0, "brand": "y", "category": "c", "tags": [], "shop": None},
     {"item": "b", "since": 0, "brand": "z", "category": "c", "tags": [], "shop": None},
     {"item": None, "since": 0, "brand": "z", "category": "c", "tags": [], "shop": None},
+    {"item": None, "since": None, "brand": "z", "category": "c", "tags": [], "shop": None},
+    {"item": "b", "since": None, "brand": "later", "category": "c", "tags": [], "shop": "later"},
 ]
 USERS: Rows = [
     {"user": 1, "since": 0, "age": "young"},
@@ -82,6 +84,10 @@ def test_an_unknown_shop_is_that_of_the_item(prepared: tuple[Path, IngestReport]
     }  # fmt: skip
 
 
+def test_side_information_from_an_unknown_time_on_is_not_used(prepared: tuple[Path, IngestReport]) -> None:
+    assert set(words(prepared[0], "brand")) == {"x", "y"}
+
+
 def test_a_profile_is_the_one_that_was_valid_when_the_day_began(prepared: tuple[Path, IngestReport]) -> None:
     out, _ = prepared
     ages = {row: age for age, row in words(out, "age").items()}
@@ -90,10 +96,10 @@ def test_a_profile_is_the_one_that_was_valid_when_the_day_began(prepared: tuple[
 
 def test_rows_not_used_are_counted_by_table_and_reason(prepared: tuple[Path, IngestReport]) -> None:
     out, report = prepared
-    assert report.num_side_rows == {"impressions": 6, "follow": 3, "items": 4, "users": 3}
+    assert report.num_side_rows == {"impressions": 6, "follow": 3, "items": 6, "users": 3}
     assert report.dropped == {
         "impressions_without_user": 1, "impressions_without_time": 1, "follow_without_user": 1,
-        "follow_without_time": 1, "items_without_item": 1, "items_repeated": 1,
+        "follow_without_time": 1, "items_without_item": 2, "items_without_since": 1, "items_repeated": 1,
     }  # fmt: skip
     file = out / "days" / day_name(FIRST) / "manifest.json"
     manifest = msgspec.json.decode(file.read_bytes(), type=DayManifest)

@@ -223,6 +223,30 @@ def test_files_of_items_users_and_impressions_are_joined_as_of_their_time(tmp_pa
     assert clicks == sum(r["did"] == "buy" for r in LOG if r["when"] < START + 2 * DAY)
 
 
+def test_rows_of_items_and_users_that_cannot_be_read_are_counted_and_not_used(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user,item,time\n" + "".join(f"{k % 2},{k % 3},{START + k}\n" for k in range(30)))
+    (tmp_path / "items.csv").write_text(
+        "item,brand,from\n0,old,2023-01-01\n1,old,2023-01-01\n2,old,2023-01-01\n0,old,2023-01-01\n"
+        "x7,odd,2023-01-01\n,odd,2023-01-01\n1,new,soon\n2,new,\n"
+    )
+    (tmp_path / "users.csv").write_text("user,town\n0,Rome\n1,Bari\nnobody,Pisa\n1,Bari\n")
+    report = prepare(
+        events(
+            tmp_path / "log.csv",
+            items_path=str(tmp_path / "items.csv"), items=ItemColumns(brand="brand", since="from"),
+            users_path=str(tmp_path / "users.csv"), users=UserColumns(profile=["town"]),
+        ),
+        tmp_path / "out",
+    )  # fmt: skip
+    assert report.num_side_rows == {"items": 8, "users": 4}
+    assert report.dropped == {
+        "items_without_item": 2, "items_without_since": 2, "items_repeated": 1, "users_without_user": 1,
+        "users_repeated": 1,
+    }  # fmt: skip
+    (row,) = pq.read_table(tmp_path / "out" / "vocab" / "brand").to_pylist()
+    assert (row["raw"], report.num_events) == ("old", 30)
+
+
 def test_impressions_that_cannot_be_read_are_refused(backend: BaseBackend, tmp_path: Path) -> None:
     log, shown = write_log(tmp_path), tmp_path / "shown.csv"
     options = {"columns": EventColumns(**COLUMNS), "impressions_path": str(shown)}

@@ -70,7 +70,7 @@ class ItemColumns:
     category: str | None = None
     # text of several tags, split at tag_separator, or an array
     tags: str | None = None
-    # the row holds from this time on; null: always
+    # the row holds from this time on, and is not used where that cannot be read; null: all rows hold always
     since: str | None = None
 
 
@@ -81,7 +81,7 @@ class UserColumns:
     user: str = "user"
     # categorical columns that describe a user
     profile: list[str] = field(default_factory=list)
-    # the row holds from this time on; null: always
+    # the row holds from this time on, and is not used where that cannot be read; null: all rows hold always
     since: str | None = None
 
 
@@ -246,7 +246,6 @@ def _items(backend: BaseBackend, log: Table, options: EventsConfig, *, like: Col
         column = require(table, since, option=f"{prefix}.since", path=path)
         selected["since"] = seconds(table, column, options.time_format)
     rows = table.select(**selected)
-    rows = rows.filter(rows.item.notnull())
     return rows if options.items_path is not None else changes(rows, tuple(mapped))
 
 
@@ -255,10 +254,12 @@ def _tags(column: Column, separator: str) -> Column:
 
 
 def changes(rows: Table, names: tuple[str, ...]) -> Table:
-    """Of rows in time, the first of each item and those that differ from the one before: what holds from when on."""
-    rows = (
-        rows.filter(rows.since.notnull()).group_by(["item", "since"]).agg(**{name: rows[name].max() for name in names})
-    )
+    """Of rows in time, the first of each item and those that differ from the one before: what holds from when on.
+
+    Rows without item or time are bad events, and counted as such.
+    """
+    rows = rows.filter(rows.item.notnull() & rows.since.notnull())
+    rows = rows.group_by(["item", "since"]).agg(**{name: rows[name].max() for name in names})
     window = ibis.window(group_by="item", order_by="since")
     first = rows.since.lag(1).over(window).isnull()
     differs = [~rows[name].identical_to(rows[name].lag(1).over(window)) for name in names]
