@@ -114,11 +114,20 @@ def _tell_of_training(request: Request, report: PlanReport) -> None:
         if [one.sharding for one in fixed.placed] == [one.sharding for one in report.tables]:
             return
         outcome = f"estimated at {step_ms(fixed):.2f} ms a step"
-    shardings = ", ".join(f"{table.name} {table.sharding.value}" for table in request.tables)
     say(
-        f"Training does not follow this of its own accord: tables.planner=fixed has {shardings}, {outcome}. "
+        f"Training does not follow this of its own accord: tables.planner=fixed has {_spread(request)}, {outcome}. "
         "Give it tables.planner=torchrec with this cluster, or tables.plan."
     )
+
+
+def _spread(request: Request) -> str:
+    """How the tables are spread by their options: `all tables row_wise`, or `item, shop row_wise, tags grid`."""
+    names: dict[str, list[str]] = {}
+    for table in request.tables:
+        names.setdefault(table.sharding.value, []).append(table.name)
+    if len(names) == 1:
+        return f"all tables {next(iter(names))}"
+    return ", ".join(f"{', '.join(those)} {sharding}" for sharding, those in names.items())
 
 
 def _show_differences(before: Plan, now: Plan, *, name: str) -> None:

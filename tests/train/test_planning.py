@@ -31,7 +31,7 @@ def test_the_papers_tables_are_planned_on_64_gpus(capsys: pytest.CaptureFixture[
     assert "1,000,000,000" in out
     assert "119.21" in out  # GiB of the items' weights: 1e9 x 32 x 4 bytes
     assert "estimates, not measurements" in out
-    fixed = re.search(r"tables\.planner=fixed has item row_wise, .* estimated at ([0-9.]+) ms a step", out)
+    fixed = re.search(r"tables\.planner=fixed has all tables row_wise, estimated at ([0-9.]+) ms a step", out)
     assert fixed is not None
     assert float(fixed[1]) > 100.0  # each process exchanges vectors with 63 others
     report = json.loads((tmp_path / "report.json").read_text())
@@ -81,16 +81,21 @@ def test_a_plan_is_compared_with_a_saved_one(capsys: pytest.CaptureFixture[str],
 
 def test_what_training_would_do_is_told_where_it_is_not_what_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("cluster=cpu_hosts", "plan.rows.item=1000000")
-    told = "Training does not follow this of its own accord: tables.planner=fixed has item "
-    assert f"{told}row_wise, estimated at " in answer(capsys, *words)[0]
+    told = "Training does not follow this of its own accord: tables.planner=fixed has "
+    assert f"{told}all tables row_wise, estimated at " in answer(capsys, *words)[0]
+    out, _ = answer(capsys, *words, "plan.rows.shop=100", "plan.rows.tags=9", "tables.shardings.shop=grid")
+    assert f"{told}item, tags row_wise, shop grid, estimated at " in out
     in_whole = answer(capsys, *words, "tables.sharding=table_wise", "tables.shardings.item=row_wise")[0]
     assert "Training does not" not in in_whole  # nothing is left to choose
     for same in ("tables.planner=torchrec", "plan.choose=false", "tables.sharding=table_row_wise"):
         assert "Training does not" not in answer(capsys, *words, same)[0]
     out, _ = answer(capsys, "cluster=cpu_hosts", "plan.rows.item=2000000000", "tables.sharding=table_wise")
-    assert f"{told}table_wise, which does not fit" in out
+    assert f"{told}all tables table_wise, which does not fit" in out
     out, _ = answer(capsys, *words, "tables.communication=int8")
-    assert f"{told}row_wise, which is refused (tables.communication=int8 is not possible for table 'item'" in out
+    assert (
+        f"{told}all tables row_wise, which is refused (tables.communication=int8 is not possible for table 'item'"
+        in out
+    )
 
 
 @pytest.mark.parametrize("what", ["rows", "ranks", "batch"])
