@@ -7,9 +7,12 @@
 The words after `--` are options of the verb, as `stack <verb>` takes them. torchx makes the help from the docstrings.
 """
 
+import inspect
+import ipaddress
 import shlex
 import sys
-from typing import Dict, List, Optional, Sequence  # torchx reads these names from the annotations
+from collections.abc import Callable, Sequence
+from typing import Any, List, Optional  # torchx knows lists by these names
 
 from torchx import specs
 
@@ -22,364 +25,269 @@ _OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Each start of a job gets a store of its own: see `process_group` in `stack.base.dist`."""
 
 
-def train(
-    *options: str,
-    name: str = "stack-train",
-    hosts: int = 1,
-    min_hosts: int = 0,
-    processes: int = 1,
+def _app(
+    verb: str,
+    steps: Sequence[str],
+    *,
+    name: str = "",
     cpu: int = 1,
     gpu: int = 0,
     memory_mib: int = 1024,
     instance_type: str = "",
     image: str = "",
-    env: Optional[Dict[str, str]] = None,
+    env: str = "",
     mounts: Optional[List[str]] = None,
-    max_restarts: int = 3,
     retries: int = 0,
-    rendezvous: str = "",
-    port: int = 29500,
-    local_addr: str = "",
-    log_dir: str = "",
-    shutdown_seconds: int = 300,
     python: str = "python",
 ) -> specs.AppDef:
-    """Timelines -> a model with checkpoints, on all processes of all hosts, restarted from the last checkpoint.
+    """A job of one role that runs shell: each step is what follows the interpreter, and may have macros of torchx.
+
+    A single step replaces the shell, so that signals reach it. Errors go where results go: one stream, in order.
 
     Args:
-        options: options of `stack train`
-        name: of the job
-        hosts: machines
-        min_hosts: go on with so many while others are missing; 0 waits for all
-        processes: of each host, one for each GPU or share of its cores
+        name: of the job; empty is stack-<verb>
         cpu: cores of each host
         gpu: GPUs of each host
         memory_mib: memory of each host
         instance_type: kind of machine, where a cloud has several
         image: container image
-        env: environment variables
+        env: environment variables as a shell reads them, "A=1 B='x y'"
         mounts: into the container, each as type=bind,src=...,dst=...
-        max_restarts: of all processes after one failed, on hosts that are still there
         retries: of the whole job, by the scheduler
+        python: interpreter on the hosts or in the image
+    """
+    commands = [f"{_quoted([python])} {step} 2>&1" for step in steps]
+    line = f"exec {commands[0]}" if len(commands) == 1 else _in_order(commands)
+    variables = _variables(env)
+    listed = [f"{key}={value}" for key, value in variables.items() if "," in value]  # Slurm's --export splits there
+    kind = {_INSTANCE_TYPE: instance_type} if instance_type else {}
+    role = specs.Role(
+        name=verb,
+        image=image,
+        entrypoint="bash",
+        args=["-c", f"export {_quoted(listed)}; {line}" if listed else line],
+        env={key: value.replace("$", "$$") for key, value in variables.items() if "," not in value},
+        max_retries=retries,
+        resource=specs.Resource(cpu=cpu, gpu=gpu, memMB=memory_mib, capabilities=kind),
+        mounts=specs.parse_mounts(mounts) if mounts else [],
+    )
+    return specs.AppDef(name=name or f"stack-{verb}", roles=[role])
+
+
+def _with_arguments_of_app(component: Callable[..., specs.AppDef]) -> Callable[..., specs.AppDef]:
+    """Adds the arguments of `_app` to a component's own; it gets them as `app`.
+
+    torchx takes arguments and help from a component's signature and docstring, and refuses `**app` in the first.
+    """
+    own = inspect.signature(component)
+    given = inspect.signature(_app).parameters.values()
+    arguments = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    arguments += [one for one in given if one.kind is one.KEYWORD_ONLY]
+    component.__signature__ = own.replace(parameters=arguments)
+    _, _, texts = (inspect.getdoc(_app) or "").partition("Args:\n")
+    component.__doc__ = f"{(inspect.getdoc(component) or '').rstrip()}\n{texts}"
+    return component
+
+
+@_with_arguments_of_app
+def train(
+    *options: str,
+    hosts: int = 1,
+    min_hosts: int = 0,
+    processes: int = 1,
+    max_restarts: int = 3,
+    rendezvous: str = "",
+    port: int = 29500,
+    local_addr: str = "",
+    log_dir: str = "",
+    shutdown_seconds: int = 300,
+    **app: Any,
+) -> specs.AppDef:
+    """Timelines -> a model with checkpoints, on all processes of all hosts, restarted from the last checkpoint.
+
+    Args:
+        options: options of `stack train`
+        hosts: machines
+        min_hosts: go on with so many while others are missing; 0 waits for all
+        processes: of each host, one for each GPU or share of its cores
+        max_restarts: of all processes after one failed, on hosts that are still there
         rendezvous: host:port of the first host where no scheduler starts them all; starts one host
         port: on the first host, through which hosts find each other
         local_addr: this host's address as the others see it
         log_dir: folder for what each process writes, beside the one stream of all
         shutdown_seconds: between SIGTERM and SIGKILL
-        python: interpreter on the hosts or in the image
     """
     _positive(hosts=hosts, processes=processes)
     if not 0 <= min_hosts <= hosts:
         raise ValueError(f"min_hosts={min_hosts} must be from 0 to hosts={hosts}")
+    nodes = f"{min_hosts}:{hosts}" if min_hosts else f"{hosts}"
+    if rendezvous:
+        name = app["name"] or "stack-train"
+        meet = [_quoted([f"--rdzv-id={name}", f"--rdzv-endpoint={rendezvous}"]), *_keeps_store(rendezvous, local_addr)]
+        host = _quoted([local_addr]) if local_addr else "$$HOSTNAME"
+    else:
+        first = f"$${{{specs.macros.rank0_env}:=localhost}}:{port}" if hosts > 1 else "localhost:0"
+        meet = [f"--rdzv-id={specs.macros.app_id}", f"--rdzv-endpoint={first}"]
+        host = specs.macros.replica_id
     agent = _agent(
-        name=name, hosts=hosts, min_hosts=min_hosts, processes=processes, max_restarts=max_restarts,
-        rendezvous=rendezvous, port=port, local_addr=local_addr, log_dir=log_dir, shutdown_seconds=shutdown_seconds,
-        python=python,
+        options, nodes=nodes, meet=meet, processes=processes, max_restarts=max_restarts, local_addr=local_addr,
+        logs=_logs(log_dir, host), shutdown_seconds=shutdown_seconds,
     )  # fmt: skip
-    role = _shell(
-        "train",
-        f"exec {agent} {_quoted(['-m', 'stack', 'train', *options])}",
-        resource=_resource(cpu, gpu, memory_mib, instance_type),
-        image=image,
-        env=_agent_environment(env, local_addr),
-        mounts=mounts,
-        retries=retries,
-    )
+    app["env"] = _agent_environment(app["env"], local_addr)
+    job = _app("train", [agent], **app)
+    (role,) = job.roles
     role.num_replicas = 1 if rendezvous else hosts
     role.min_replicas = min_hosts or None
     role.port_map = {"c10d": port}
-    return specs.AppDef(name=name, roles=[role])
+    return job
 
 
+@_with_arguments_of_app
 def daily(
     *options: str,
-    name: str = "stack-daily",
     processes: int = 1,
-    cpu: int = 1,
-    gpu: int = 0,
-    memory_mib: int = 1024,
-    instance_type: str = "",
-    image: str = "",
-    env: Optional[Dict[str, str]] = None,
-    mounts: Optional[List[str]] = None,
     max_restarts: int = 3,
-    retries: int = 0,
     local_addr: str = "",
     log_dir: str = "",
     shutdown_seconds: int = 300,
-    python: str = "python",
+    **app: Any,
 ) -> specs.AppDef:
     """A day: ingest, train, evaluate, export on one host, stopping at the first that fails.
 
     Args:
         options: options of all four verbs; evaluate and export are spared those that they take from the run
-        name: of the job
         processes: of training
-        cpu: cores of the host
-        gpu: GPUs of the host
-        memory_mib: memory of the host
-        instance_type: kind of machine, where a cloud has several
-        image: container image
-        env: environment variables
-        mounts: into the container, each as type=bind,src=...,dst=...
         max_restarts: of training's processes after one failed
-        retries: of the whole job, by the scheduler
         local_addr: this host's address
         log_dir: folder for what each process of training writes
         shutdown_seconds: between SIGTERM and SIGKILL
-        python: interpreter on the host or in the image
     """
     _positive(processes=processes)
     agent = _agent(
-        name=name, hosts=1, min_hosts=0, processes=processes, max_restarts=max_restarts, rendezvous="", port=0,
-        local_addr=local_addr, log_dir=log_dir, shutdown_seconds=shutdown_seconds, python=python,
+        options, nodes="1", meet=[f"--rdzv-id={specs.macros.app_id}", "--rdzv-endpoint=localhost:0"],
+        processes=processes, max_restarts=max_restarts, local_addr=local_addr,
+        logs=_logs(log_dir, specs.macros.replica_id), shutdown_seconds=shutdown_seconds,
     )  # fmt: skip
     later = [option for option in options if _group(option) not in OF_THE_RUN]
-    steps = [
-        _quoted([python, "-m", "stack", "ingest", *options]),
-        f"{agent} {_quoted(['-m', 'stack', 'train', *options])}",
-        _quoted([python, "-m", "stack", "evaluate", *later]),
-        _quoted([python, "-m", "stack", "export", *later]),
-    ]
-    role = _shell(
-        "daily",
-        _in_order(steps),
-        resource=_resource(cpu, gpu, memory_mib, instance_type),
-        image=image,
-        env=_agent_environment(env, local_addr),
-        mounts=mounts,
-        retries=retries,
-    )
-    return specs.AppDef(name=name, roles=[role])
+    app["env"] = _agent_environment(app["env"], local_addr)
+    return _app("daily", [_verb("ingest", options), agent, _verb("evaluate", later), _verb("export", later)], **app)
 
 
-def ingest(
-    *options: str,
-    name: str = "stack-ingest",
-    cpu: int = 1,
-    memory_mib: int = 1024,
-    instance_type: str = "",
-    image: str = "",
-    env: Optional[Dict[str, str]] = None,
-    mounts: Optional[List[str]] = None,
-    retries: int = 0,
-    python: str = "python",
-) -> specs.AppDef:
+@_with_arguments_of_app
+def ingest(*options: str, **app: Any) -> specs.AppDef:
     """A log -> timelines by day, in one process.
 
     Args:
         options: options of `stack ingest`
-        name: of the job
-        cpu: cores
-        memory_mib: memory
-        instance_type: kind of machine, where a cloud has several
-        image: container image
-        env: environment variables
-        mounts: into the container, each as type=bind,src=...,dst=...
-        retries: of the whole job, by the scheduler
-        python: interpreter on the host or in the image
     """
-    resource = _resource(cpu, 0, memory_mib, instance_type)
-    return _single(name, "ingest", options, python, resource, image=image, env=env, mounts=mounts, retries=retries)
+    return _app("ingest", [_verb("ingest", options)], **app)
 
 
-def evaluate(
-    *options: str,
-    name: str = "stack-evaluate",
-    cpu: int = 1,
-    gpu: int = 0,
-    memory_mib: int = 1024,
-    instance_type: str = "",
-    image: str = "",
-    env: Optional[Dict[str, str]] = None,
-    mounts: Optional[List[str]] = None,
-    retries: int = 0,
-    python: str = "python",
-) -> specs.AppDef:
+@_with_arguments_of_app
+def evaluate(*options: str, **app: Any) -> specs.AppDef:
     """A model on days it has not seen, beside baselines, in one process.
 
     Args:
         options: options of `stack evaluate`
-        name: of the job
-        cpu: cores
-        gpu: GPUs
-        memory_mib: memory
-        instance_type: kind of machine, where a cloud has several
-        image: container image
-        env: environment variables
-        mounts: into the container, each as type=bind,src=...,dst=...
-        retries: of the whole job, by the scheduler
-        python: interpreter on the host or in the image
     """
-    resource = _resource(cpu, gpu, memory_mib, instance_type)
-    return _single(name, "evaluate", options, python, resource, image=image, env=env, mounts=mounts, retries=retries)
+    return _app("evaluate", [_verb("evaluate", options)], **app)
 
 
-def export(
-    *options: str,
-    name: str = "stack-export",
-    cpu: int = 1,
-    gpu: int = 0,
-    memory_mib: int = 1024,
-    instance_type: str = "",
-    image: str = "",
-    env: Optional[Dict[str, str]] = None,
-    mounts: Optional[List[str]] = None,
-    retries: int = 0,
-    python: str = "python",
-) -> specs.AppDef:
+@_with_arguments_of_app
+def export(*options: str, **app: Any) -> specs.AppDef:
     """A model -> a package to serve, in one process.
 
     Args:
         options: options of `stack export`
-        name: of the job
-        cpu: cores
-        gpu: GPUs
-        memory_mib: memory
-        instance_type: kind of machine, where a cloud has several
-        image: container image
-        env: environment variables
-        mounts: into the container, each as type=bind,src=...,dst=...
-        retries: of the whole job, by the scheduler
-        python: interpreter on the host or in the image
     """
-    resource = _resource(cpu, gpu, memory_mib, instance_type)
-    return _single(name, "export", options, python, resource, image=image, env=env, mounts=mounts, retries=retries)
+    return _app("export", [_verb("export", options)], **app)
 
 
-def serve(
-    *options: str,
-    name: str = "stack-serve",
-    replicas: int = 1,
-    cpu: int = 1,
-    memory_mib: int = 1024,
-    instance_type: str = "",
-    image: str = "",
-    env: Optional[Dict[str, str]] = None,
-    mounts: Optional[List[str]] = None,
-    retries: int = 0,
-    port: int = 8000,
-    python: str = "python",
-) -> specs.AppDef:
+@_with_arguments_of_app
+def serve(*options: str, replicas: int = 1, port: int = 8000, **app: Any) -> specs.AppDef:
     """A package -> user vectors and scores over HTTP, in one process for each replica.
 
     Args:
         options: options of `stack serve`
-        name: of the job
         replicas: processes, each on a machine of its own
-        cpu: cores
-        memory_mib: memory
-        instance_type: kind of machine, where a cloud has several
-        image: container image
-        env: environment variables
-        mounts: into the container, each as type=bind,src=...,dst=...
-        retries: of the whole job, by the scheduler
         port: that the options make it listen to
-        python: interpreter on the host or in the image
     """
     _positive(replicas=replicas)
-    resource = _resource(cpu, 0, memory_mib, instance_type)
-    app = _single(name, "serve", options, python, resource, image=image, env=env, mounts=mounts, retries=retries)
-    app.roles[0].num_replicas = replicas
-    app.roles[0].port_map = {"http": port}
-    return app
+    job = _app("serve", [_verb("serve", options)], **app)
+    job.roles[0].num_replicas = replicas
+    job.roles[0].port_map = {"http": port}
+    return job
 
 
-def _single(
-    name: str,
-    verb: str,
-    options: Sequence[str],
-    python: str,
-    resource: specs.Resource,
-    *,
-    image: str,
-    env: Optional[Dict[str, str]],
-    mounts: Optional[List[str]],
-    retries: int,
-) -> specs.AppDef:
-    command = f"exec {_quoted([python, '-m', 'stack', verb, *options])}"
-    role = _shell(verb, command, resource=resource, image=image, env=dict(env or {}), mounts=mounts, retries=retries)
-    return specs.AppDef(name=name, roles=[role])
-
-
-def _resource(cpu: int, gpu: int, memory_mib: int, instance_type: str) -> specs.Resource:
-    """Of one host. Kubernetes selects nodes by the type, AWS Batch asks for such machines."""
-    kind = {_INSTANCE_TYPE: instance_type} if instance_type else {}
-    return specs.Resource(cpu=cpu, gpu=gpu, memMB=memory_mib, capabilities=kind)
-
-
-def _shell(
-    name: str,
-    command: str,
-    *,
-    resource: specs.Resource,
-    image: str,
-    env: Dict[str, str],
-    mounts: Optional[List[str]],
-    retries: int,
-) -> specs.Role:
-    """A role that runs one line of shell. The shell is replaced by the verb, so that signals reach it."""
-    return specs.Role(
-        name=name,
-        image=image,
-        entrypoint="bash",
-        args=["-c", command],
-        env=env,
-        max_retries=retries,
-        resource=resource,
-        mounts=specs.parse_mounts(mounts) if mounts else [],
-    )
+def _verb(verb: str, options: Sequence[str]) -> str:
+    return _quoted(["-m", "stack", verb, *options])
 
 
 def _agent(
+    options: Sequence[str],
     *,
-    name: str,
-    hosts: int,
-    min_hosts: int,
+    nodes: str,
+    meet: Sequence[str],
     processes: int,
     max_restarts: int,
-    rendezvous: str,
-    port: int,
     local_addr: str,
-    log_dir: str,
+    logs: Sequence[str],
     shutdown_seconds: int,
-    python: str,
 ) -> str:
-    """torchrun, ready for the program's words. Its stream has each line behind the rank that wrote it."""
-    words = [python, "-m", "torch.distributed.run", "--rdzv-backend=c10d"]
-    words += [f"--nnodes={min_hosts}:{hosts}" if min_hosts else f"--nnodes={hosts}", f"--nproc-per-node={processes}"]
-    words += [f"--max-restarts={max_restarts}", f"--shutdown-timeout={shutdown_seconds}", "--role=", "--tee=3"]
-    words += [f"--local-addr={local_addr}"] if local_addr else []
-    if (
-        rendezvous and local_addr and not _loopback(local_addr)
-    ):  # torch would compare with the addresses of the host's name
-        words.append(f"--rdzv-conf=is_host={'true' if local_addr == rendezvous.rpartition(':')[0] else 'false'}")
-    words += [f"--rdzv-id={name}" if rendezvous else f"--rdzv-id={specs.macros.app_id}"]
-    endpoint = shlex.quote(f"--rdzv-endpoint={rendezvous or 'localhost:0'}")
-    if hosts > 1 and not rendezvous:
-        endpoint = f"--rdzv-endpoint=$${{{specs.macros.rank0_env}:=localhost}}:{port}"  # $$ is a $ after macros
-    logs = f"--log-dir={log_dir}/host-{specs.macros.replica_id}" if log_dir else ""
-    return " ".join([*map(shlex.quote, words), endpoint, *([shlex.quote(logs)] if logs else [])])
+    """torchrun with `stack train`. Its stream has each line behind the rank that wrote it."""
+    words = ["-m torch.distributed.run --rdzv-backend=c10d", f"--nnodes={nodes}", f"--nproc-per-node={processes}"]
+    words += [f"--max-restarts={max_restarts}", f"--shutdown-timeout={shutdown_seconds}", "--role= --tee=3", *meet]
+    words += [_quoted([f"--local-addr={local_addr}"])] if local_addr else []
+    return " ".join([*words, *logs, _verb("train", options)])
 
 
-def _agent_environment(env: Optional[Dict[str, str]], local_addr: str) -> Dict[str, str]:
+def _keeps_store(rendezvous: str, local_addr: str) -> list[str]:
+    """Says whether this host keeps the store where both addresses are numbers; torch asks what its name resolves to."""
+    first = rendezvous.rpartition(":")[0]
+    if not (_is_address(first) and _is_address(local_addr)) or _loopback(local_addr):
+        return []
+    return [f"--rdzv-conf=is_host={'true' if local_addr == first else 'false'}"]
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _logs(folder: str, host: str) -> list[str]:
+    """`host` is shell, not quoted: on AWS Batch the number of a host is a variable."""
+    return [f"{_quoted([f'--log-dir={folder}/host-'])}{host}"] if folder else []
+
+
+def _agent_environment(env: str, local_addr: str) -> str:
+    """The later of two values of a variable counts: what was asked for."""
     own = {_OWN_STORE: "1", "LOGLEVEL": "WARNING"}
     if _loopback(local_addr) and sys.platform == "linux":
         own["GLOO_SOCKET_IFNAME"] = "lo"
-    return own | dict(env or {})
+    return f"{shlex.join(f'{key}={value}' for key, value in own.items())} {env}"
 
 
 def _loopback(address: str) -> bool:
     return address.startswith("127.")
 
 
+def _variables(env: str) -> dict[str, str]:
+    words = [word.partition("=") for word in shlex.split(env)]
+    for key, equals, _ in words:
+        if not equals:
+            raise ValueError(f"env has {key!r}, which is not NAME=value")
+    return {key: value for key, _, value in words}
+
+
 def _in_order(steps: Sequence[str]) -> str:
     """Shell that runs one step after the other up to the first that fails, and hands SIGTERM on to the running one."""
-    waited = " && ".join(f"{{ {step} & wait_for_it; }}" for step in steps)
-    # $! is set with the step's start, so no signal falls between the two; one that came just before is handed on late
-    stop = "trap 'stopped=\"by $$!\"; [ -z $$! ] || kill -TERM $$!' TERM"
-    late = '[ "$${stopped:-by $$!}" = "by $$!" ] || kill -TERM $$!'
-    loop = "while :; do wait $$!; status=$$?; kill -0 $$! 2>/dev/null || break; done"
+    waited = " && ".join(f"{{ {step} & pid=$$!; wait_for_it; }}" for step in steps)
+    stop = "trap 'stopped=1; kill -TERM $$pid 2>/dev/null' TERM"
+    late = '[ -z "$$stopped" ] || kill -TERM $$pid 2>/dev/null'  # it came between two steps
+    loop = "while :; do wait $$pid; status=$$?; kill -0 $$pid 2>/dev/null || break; done"
     return f'{stop}; wait_for_it() {{ {late}; {loop}; [ -z "$$stopped" ] || exit 143; return $$status; }}; {waited}'
 
 

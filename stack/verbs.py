@@ -11,7 +11,7 @@ from stack.base.dist import own_device, process_group, world
 from stack.base.errors import ConfigError
 from stack.data.sources import SOURCES
 from stack.job import CHOICES, Composer, Job, configs_folder, from_yaml, to_yaml
-from stack.telemetry.console import show
+from stack.telemetry.console import say, show
 
 if TYPE_CHECKING:
     import torch
@@ -117,14 +117,18 @@ def _serve(job: Job) -> None:
 
 def _launch(words: Sequence[str]) -> None:
     """Composes the job here first, so that what is wrong with it is said before anything waits in a queue."""
-    from stack.launch.command import Place, read_request, run_torchx
+    from stack.launch.command import run_torchx
+    from stack.launch.request import VERBS, Place, read_request
 
+    if words[:1] in (["-h"], ["--help"]):
+        say(f"stack launch <verb> [options of the verb, of cluster and of launch] [--dry-run]: {', '.join(VERBS)}\n")
+        words = ["train", *words]
     request = read_request(words)
     if request.verb in ("evaluate", "export"):
         _refuse_options_of_the_run(request.verb, request.options)
 
     def start(job: Job) -> None:
-        place = Place(folder=job.run.folder, name=job.run.name, serve_port=job.serve.port)
+        place = Place(folder=job.run.folder, name=job.run.name, serve_host=job.serve.host, serve_port=job.serve.port)
         run_torchx(request, launch=job.launch, cluster=job.cluster, place=place)
 
     Composer(root=Job, choices=CHOICES, folder=configs_folder()).launch("launch", request.options, start)

@@ -8,7 +8,8 @@ from enum import Enum
 
 from stack.base.errors import ConfigError
 
-_ENDPOINT = re.compile(r"[^:\s]+:[1-9][0-9]*")
+_ENDPOINT = re.compile(r"[^:\s]+:([1-9][0-9]*)")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LAST_PORT = 65_535
 
 
@@ -53,9 +54,9 @@ class LaunchConfig:
     max_restarts: int = 3
     # of training from its last checkpoint after a process failed, without the scheduler's help
     retries: int = 0
-    # of the whole job, by the scheduler
+    # of the whole job, by the scheduler; local_cwd has none
     min_hosts: int | None = None
-    # training goes on with so many hosts while others are missing; null waits for all
+    # training goes on with so many hosts while others are missing; null waits for all, as Slurm always does
     rendezvous: str = ""
     # host:port of the first host, where nobody starts the hosts together: each call then starts one of cluster.hosts
     port: int = 29_500
@@ -80,9 +81,20 @@ class LaunchConfig:
             raise ConfigError(f"launch.min_hosts={self.min_hosts} must be at least 1, or null")
         if self.memory_gib is not None and not self.memory_gib > 0:
             raise ConfigError(f"launch.memory_gib={self.memory_gib} must be above 0, or null")
-        if self.rendezvous and not _ENDPOINT.fullmatch(self.rendezvous):
-            raise ConfigError(f"launch.rendezvous={self.rendezvous!r} must be host:port, as in node1:29500")
-        for name in ("scheduler_args", "env"):
-            for key, value in getattr(self, name).items():
-                if "," in value:
-                    raise ConfigError(f"launch.{name}.{key}={value!r} must not have a comma: torchx splits there")
+        if self.rendezvous and not _is_endpoint(self.rendezvous):
+            raise ConfigError(
+                f"launch.rendezvous={self.rendezvous!r} must be host:port, the port up to {_LAST_PORT}: node1:29500"
+            )
+        for key, value in self.scheduler_args.items():
+            if "," in value:
+                raise ConfigError(f"launch.scheduler_args.{key}={value!r} must not have a comma: torchx splits there")
+        for key in self.env:
+            if not _VARIABLE.fullmatch(key):
+                raise ConfigError(
+                    f"launch.env has {key!r}, which no variable can be called: letters, digits and '_' alone"
+                )
+
+
+def _is_endpoint(text: str) -> bool:
+    found = _ENDPOINT.fullmatch(text)
+    return found is not None and int(found[1]) <= _LAST_PORT

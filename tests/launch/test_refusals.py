@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+import kubernetes.config
 import pytest
 
 from stack.__main__ import main
 from stack.launch import command
+
+
+@pytest.fixture(autouse=True)
+def _start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, words: list[str]) -> None:
+        raise AssertionError(f"not refused: {words}")
+
+    monkeypatch.setattr(command.os, "execv", refuse)
 
 
 @pytest.mark.parametrize(
@@ -30,13 +42,55 @@ from stack.launch import command
         (["train", "launch.max_restarts=-1"], "launch.max_restarts=-1 must be at least 0"),
         (["train", "launch.port=70000"], "launch.port=70000 must be at most 65535"),
         (["train", "launch.memory_gib=0"], "launch.memory_gib=0.0 must be above 0, or null"),
-        (["train", "launch.rendezvous=node1"], "launch.rendezvous='node1' must be host:port, as in node1:29500"),
+        (
+            ["train", "launch.rendezvous=node1"],
+            "launch.rendezvous='node1' must be host:port, the port up to 65535: node1:29500",
+        ),
         (
             ["ingest", "launch.rendezvous=a:1"],
-            "launch.rendezvous is for `stack launch train` with launch.scheduler=local",
+            "launch.rendezvous is for `stack launch train`, not ingest: leave it out",
         ),
-        (["train", "launch.env.A='b,c'"], "launch.env.A='b,c' must not have a comma: torchx splits there"),
+        (
+            ["train", "launch.rendezvous=node1:70000"],
+            "launch.rendezvous='node1:70000' must be host:port, the port up to",
+        ),
+        (["train", "launch.env.A-B=c"], "launch.env has 'A-B', which no variable can be called"),
         (["train", "launch.mounts=[x]"], "launch.mounts has no effect with launch.scheduler=local_cwd: leave it out"),
+        (["train", "launch.image=x"], "launch.image has no effect with launch.scheduler=local_cwd: leave it out"),
+        (["train", "launch.retries=1"], "launch.retries has no effect with launch.scheduler=local_cwd: leave it out"),
+        (
+            ["train", "launch=slurm", "launch.instance_type=p5"],
+            "launch.instance_type has no effect with launch.scheduler=slurm: leave it out",
+        ),
+        (
+            ["train", "launch=slurm", "launch.min_hosts=1"],
+            "launch.min_hosts has no effect with launch.scheduler=slurm: leave it out",
+        ),
+        (["daily", "launch.min_hosts=1"], "launch.min_hosts is for `stack launch train`, not daily: leave it out"),
+        (
+            ["export", "launch=aws_batch", "launch.image=x", "launch.instance_type=p5"],
+            "launch.instance_type is heeded by torchx on AWS Batch for jobs of several hosts alone: leave it out",
+        ),
+        (
+            ["train", "launch=slurm", "cluster.hosts=2", "launch.local_addr=10.0.0.1"],
+            "launch.local_addr=10.0.0.1 would be the address of all cluster.hosts=2: leave it out",
+        ),
+        (
+            ["serve", "launch=kubernetes", "launch.image=x"],
+            "serve.host=127.0.0.1 is reached from inside its container alone: say serve.host=0.0.0.0",
+        ),
+        (
+            ["serve", "launch=local_docker", "launch.image=x", "serve.host=0.0.0.0", "serve.port=0"],
+            "serve.port=0 takes a port that nobody outside the container knows: choose one",
+        ),
+        (
+            ["serve", "cluster.hosts=2"],
+            "cluster.hosts=2 servers on this machine cannot share serve.port=8000: set cluster.hosts=1, or",
+        ),
+        (
+            ["train", "run.dir='a=b'"],
+            "run.dir: the run folder a=b/default must have no '=' or ',': torchx splits there",
+        ),
         (
             ["daily", "cluster.hosts=2"],
             "stack launch daily runs on one host, not cluster.hosts=2: launch ingest, train,",
@@ -57,6 +111,22 @@ from stack.launch import command
             ["train", "launch=aws_batch", "launch.image=x"],
             "launch.scheduler=aws_batch needs launch.scheduler_args.queue=",
         ),
+        (
+            ["train", "launch=aws_batch", "launch.image=x", "launch.scheduler_args.priority=high"],
+            "launch.scheduler_args.priority='high' must be of type int",
+        ),
+        (
+            ["train", "launch=local_docker", "launch.image=x", "launch.scheduler_args.privileged=maybe"],
+            "launch.scheduler_args.privileged='maybe' must be of type bool",
+        ),
+        (
+            ["train", "launch=slurm", "launch.scheduler_args.comment='a=b'"],
+            "launch.scheduler_args.comment='a=b' must not be empty, have '=', or begin or end with a space",
+        ),
+        (
+            ["train", "launch=slurm", "launch.scheduler_args.time='1,2'"],
+            "launch.scheduler_args.time='1,2' must not have a",
+        ),
     ],
 )
 def test_a_wrong_call_is_one_line_on_stderr_and_status_2(
@@ -67,6 +137,50 @@ def test_a_wrong_call_is_one_line_on_stderr_and_status_2(
     assert shown.out == ""
     assert shown.err.startswith(f"stack: {line}")
     assert shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        (["launch=slurm"], "launch.scheduler=slurm needs Slurm's `sbatch` on this machine: launch from a login node;"),
+        (
+            ["launch=kubernetes", "launch.image=x"],
+            "launch.scheduler=kubernetes needs a cluster that `kubectl` reaches (Invalid kube-config",
+        ),
+        (
+            ["launch=local_docker", "launch.image=x"],
+            "launch.scheduler=local_docker needs a Docker daemon that answers: start it, or set DOCKER_HOST;",
+        ),
+        (
+            ["launch=aws_batch", "launch.image=x", "launch.scheduler_args.queue=q"],
+            "launch.scheduler=aws_batch needs boto3: pip install boto3; --dry-run shows the job without",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # docker's client, where nobody listens
+def test_a_machine_without_the_schedulers_tools_says_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: list[str], line: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    monkeypatch.setattr(kubernetes.config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    assert main(["launch", "export", *typed]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"stack: {line}")
+    assert shown.err.count("\n") == 1
+    with pytest.raises(AssertionError, match="not refused: .*--dryrun"):
+        main(["launch", "export", *typed, "--dry-run"])
+
+
+def test_help_without_a_verb_names_the_verbs_and_shows_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["launch", "--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code in (None, 0)
+    assert shown.startswith("stack launch <verb> ")
+    assert "ingest, train, daily, evaluate, export, serve" in shown
+    assert "launch: aws_batch, kubernetes, local_cwd, local_docker, slurm" in shown
 
 
 def test_a_machine_without_torchx_says_what_to_install(
