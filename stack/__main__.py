@@ -83,9 +83,9 @@ def _help() -> str:
   stack <verb> --cfg job            shows every option of the configuration and its value
   stack train data=events           takes another choice of a group: configs/data/events.yaml
   stack train run.name=first        sets one option; unknown options are refused
-  stack train +experiment=demo      a named set of options across groups
+  stack train experiment=demo       a named set of options across groups
   stack plan cluster=h100x64        plans for other machines; plan.sweep=rows|ranks|batch shows how costs grow
-  stack train --multirun tasks.x=1,2   one run for each value
+  stack train --multirun run.seed=1,2 'run.name=seed-${{run.seed}}'   one run for each value
   eval "$(stack -sc install=bash)"  completes verbs and options with the tab key"""
 
 

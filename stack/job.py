@@ -96,7 +96,7 @@ class Composer(Generic[T]):
                 store.store(group=f"schema/{group}", name=choice, node=node)
 
     def compose(self, overrides: Sequence[str]) -> T:
-        """The job that `overrides` describe (Hydra's grammar: `run.seed=3`, `data=events`, `+experiment=demo`).
+        """The job that `overrides` describe (Hydra's grammar: `run.seed=3`, `data=events`, `experiment=demo`).
 
         Raises: `ConfigError` in one line for an unknown key or choice, a value of the wrong type or out of its limits.
         """

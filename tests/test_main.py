@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from stack.__main__ import VERBS, main
+from stack.job import CHOICES, Composer, Job, configs_folder
 
 
 def test_no_word_and_help_show_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -15,6 +17,17 @@ def test_no_word_and_help_show_every_verb(capsys: pytest.CaptureFixture[str]) ->
         assert main(words) == 0
         shown = capsys.readouterr().out
         assert all(f"  {verb} " in shown for verb in VERBS)
+
+
+def test_every_example_of_the_help_composes(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    lines = [line.strip().partition("   ")[0] for line in capsys.readouterr().out.splitlines()]
+    examples = [shlex.split(line)[2:] for line in lines if line.startswith(("stack train ", "stack plan "))]
+    assert len(examples) >= 5
+    composer = Composer(root=Job, choices=CHOICES, folder=configs_folder())
+    for words in examples:
+        options = [word.replace("=1,2", "=1") for word in words if word != "--multirun"]
+        composer.compose(options)
 
 
 @pytest.mark.parametrize(
