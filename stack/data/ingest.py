@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -30,6 +30,7 @@ from stack.data.days import SECONDS_PER_DAY, day_name, day_number
 from stack.data.engine import Engine, open_engine
 from stack.data.fits import refuse_gap, refuse_other
 from stack.data.ingest_config import IngestConfig
+from stack.data.ingest_report import IngestReport
 from stack.data.layout import FORMAT_VERSION, DatasetManifest, DayManifest, day_folder
 from stack.data.schema import Schema
 from stack.data.sidecount import SideCounts, count_sides
@@ -50,41 +51,6 @@ class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
     first: int
     last: int
     done: int | None
-
-
-@dataclass(kw_only=True)
-class IngestReport:
-    """What an ingest did: counts over all its days, seconds by phase."""
-
-    days: list[str] = field(default_factory=list)
-    num_source_rows: int = 0
-    num_side_rows: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    num_events: int = 0
-    num_timelines: int = 0
-    num_moments: int = 0
-    num_examples: Counter[str] = field(default_factory=Counter)
-    num_bytes: int = 0
-    num_rows: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    outdated: list[str] = field(default_factory=list)
-
-    def add(self, manifest: DayManifest) -> None:
-        """Counts one more day."""
-        self.days.append(manifest.day)
-        self.num_events += manifest.num_events
-        self.num_moments += manifest.num_moments
-        self.num_examples.update(manifest.num_examples)
-        self.num_timelines += sum(bucket.num_timelines for bucket in manifest.buckets)
-        self.num_bytes += sum(bucket.num_bytes for bucket in manifest.buckets)
-        self.num_rows = manifest.num_rows
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Adds the time of the block to the phase."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def ingest(data: DataConfig, config: IngestConfig, *, now: int | None = None) -> IngestReport:

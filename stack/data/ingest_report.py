@@ -1,13 +1,51 @@
-"""The table that ends an ingest."""
+"""What an ingest did, and the table that ends it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from stack.data.ingest import IngestReport
+from stack.data.layout import DayManifest
+
+
+@dataclass(kw_only=True)
+class IngestReport:
+    """What an ingest did: counts over all its days, seconds by phase."""
+
+    days: list[str] = field(default_factory=list)
+    num_source_rows: int = 0
+    num_side_rows: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    num_events: int = 0
+    num_timelines: int = 0
+    num_moments: int = 0
+    num_examples: Counter[str] = field(default_factory=Counter)
+    num_bytes: int = 0
+    num_rows: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    outdated: list[str] = field(default_factory=list)
+
+    def add(self, manifest: DayManifest) -> None:
+        """Counts one more day."""
+        self.days.append(manifest.day)
+        self.num_events += manifest.num_events
+        self.num_moments += manifest.num_moments
+        self.num_examples.update(manifest.num_examples)
+        self.num_timelines += sum(bucket.num_timelines for bucket in manifest.buckets)
+        self.num_bytes += sum(bucket.num_bytes for bucket in manifest.buckets)
+        self.num_rows = manifest.num_rows
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to the phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def report_table(report: IngestReport) -> Table:

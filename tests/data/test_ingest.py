@@ -19,8 +19,9 @@ import pytest
 from stack.base.errors import DataError
 from stack.data.days import day_name
 from stack.data.engine import EngineName
-from stack.data.ingest import IngestReport, ingest
+from stack.data.ingest import ingest
 from stack.data.ingest_config import IngestConfig
+from stack.data.ingest_report import IngestReport
 from tests.data.tiny_log import Rows, TinyConfig, write_log
 from tests.data.tiny_oracle import DAY, timelines, vocabularies
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from stack.data.days import day_name
-from stack.data.ingest import IngestReport
+from stack.data.ingest_report import IngestReport
 from stack.data.layout import DayManifest
 from tests.data.test_ingest import FIRST, read_day, run, words
 from tests.data.tiny_log import Rows, write_log

@@ -17,8 +17,9 @@ from ibis.backends import BaseBackend
 from stack.base.errors import DataError
 from stack.data.canonical import DataConfig
 from stack.data.engine import EngineName, open_engine
-from stack.data.ingest import IngestReport, ingest
+from stack.data.ingest import ingest
 from stack.data.ingest_config import IngestConfig
+from stack.data.ingest_report import IngestReport
 from stack.data.marketplace import Marketplace
 from stack.data.sources import SOURCES
 from stack.data.sources.events import (
