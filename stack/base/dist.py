@@ -20,6 +20,7 @@ from stack.base.roll_call import failed_in_collective, missing_error, missing_ra
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import Store  # type: ignore[attr-defined]  # not in the stubs' __all__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +105,8 @@ def process_group(
     """Joins the job's process group (nccl and gloo on CUDA, gloo on CPU) and leaves it at the end of the block.
 
     `timeout_seconds` is how long processes wait for each other to start, `collective_timeout_seconds` (None: as long)
-    how long for each other afterwards. Raises `MachineError` naming the missing ranks where a collective of gloo fails;
-    NCCL ends the process itself.
+    how long for each other afterwards. Raises `MachineError` where they do not meet, and naming the missing ranks where
+    a collective of gloo fails; NCCL ends the process itself.
 
     Alone in its world, a process gets a group of one with a store of its own: no port, no network. Under a launcher
     that keeps one store over restarts, the store is prefixed by the number of the restart: without the prefix
@@ -121,22 +122,14 @@ def process_group(
     import torch.distributed as dist
     import torch.distributed.nn.functional
     import torch.distributed.optim.zero_redundancy_optimizer
-    from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]  # not in the stubs' __all__
     from torch.distributed.distributed_c10d import _set_pg_timeout
-    from torch.distributed.rendezvous import rendezvous
 
     here = world()
     os.environ.setdefault("LOCAL_WORLD_SIZE", str(here.local_size))  # torchrec would guess
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    timeout = timedelta(seconds=timeout_seconds)
-    if here.launched:
-        store, _, _ = next(iter(rendezvous("env://", timeout=timeout)))
-        store = PrefixStore(_generation(here), store)
-    else:
-        store = HashStore()
-    dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=timeout)
+    store = _meet(here, backend, timeout_seconds=timeout_seconds)
     atexit.register(gc.collect)
     try:
         if collective_timeout_seconds is not None and here.size > 1:
@@ -153,6 +146,34 @@ def process_group(
         raise missing_error(missing, world_size=here.size, timeout_seconds=waited) from error
     finally:
         dist.destroy_process_group()
+
+
+def _meet(here: World, backend: str, *, timeout_seconds: float) -> Store:
+    """Makes the group, once all processes are there; the store through which they met."""
+    import torch.distributed as dist
+    from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]  # not in the stubs' __all__
+    from torch.distributed.rendezvous import rendezvous
+
+    timeout = timedelta(seconds=timeout_seconds)
+    if not here.launched:
+        alone: Store = HashStore()
+        dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
+        return alone
+    address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT")
+    if not address:
+        raise MachineError("the environment variable MASTER_ADDR is not set: start the processes with torchrun")
+    try:
+        shared, _, _ = next(iter(rendezvous("env://", timeout=timeout)))
+        store: Store = PrefixStore(_generation(here), shared)
+        dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=timeout)
+    except RuntimeError as error:
+        if not failed_in_collective(error):
+            raise
+        raise MachineError(
+            f"rank {here.rank} of {here.size} has not met all others at {address}:{port} within {timeout_seconds:g} s: "
+            "one of them did not start (its log says why), or cannot be reached from here"
+        ) from error
+    return store
 
 
 def _generation(here: World) -> str:

@@ -77,6 +77,34 @@ def test_half_set_or_wrong_variables_are_refused(
         world()
 
 
+def test_a_launcher_that_names_no_meeting_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with (
+        pytest.raises(MachineError, match="MASTER_ADDR is not set: start the processes with torchrun"),
+        process_group(device=torch.device("cpu")),
+    ):
+        raise AssertionError("alone in a world of two")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_whose_peers_do_not_come_says_so(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    variables = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    line = f"rank {rank} of 2 has not met all others at 127.0.0.1:{port} within 2 s: one of them did not start"
+    with (
+        pytest.raises(MachineError, match=line),
+        process_group(device=torch.device("cpu"), timeout_seconds=2.0),
+    ):
+        raise AssertionError("alone in a world of two")
+    assert not torch.distributed.is_initialized()
+
+
 def test_alone_the_group_is_one_process_without_a_port_and_ends_with_the_block() -> None:
     for _ in range(2):
         with process_group(device=torch.device("cpu")) as here:
