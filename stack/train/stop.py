@@ -1,4 +1,8 @@
-"""A polite end: the first SIGTERM or Ctrl-C lets the step finish and saves, a second one ends the process at once."""
+"""A polite end: SIGTERM or Ctrl-C lets the step finish and saves; Ctrl-C after that ends the process at once.
+
+A second SIGTERM is taken for the first: torchrun passes on what a launcher may have sent to the processes as well, and
+who means it sends SIGKILL.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +28,9 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, self._before[signal.SIGINT])
