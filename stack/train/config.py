@@ -50,7 +50,7 @@ class TrainConfig:
     resume: bool = True
     # go on from the run folder's last checkpoint; false refuses a folder that is not empty
     num_threads: int = 0
-    # of torch in each process; 0 is the machine's cores over the number of processes
+    # of torch in each process; 0 is the machine's cores over the number of processes on it
     collective_timeout_seconds: float = 1800.0
     # how long processes wait for each other within training before they name who is missing and end
 

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from stack.base.dist import own_device, process_group
+from stack.base.dist import World, own_device, process_group
 from stack.base.seed import seed_everything
 from stack.telemetry.console import say
 from stack.train.build import Setup, build_loop
@@ -15,6 +15,11 @@ from stack.train.ranks import barrier
 from stack.train.run_folder import find_checkpoint, write_facts
 
 STOPPED_STATUS = 143
+
+
+def own_share_of_cores(world: World) -> int:
+    """The machine's cores over the processes on it, of which a job of several machines has more elsewhere."""
+    return max(1, (os.cpu_count() or 1) // world.local_size)
 
 
 def train(setup: Setup) -> None:
@@ -26,7 +31,7 @@ def train(setup: Setup) -> None:
     device = own_device()
     timeout = setup.train.collective_timeout_seconds
     with process_group(device=device, collective_timeout_seconds=timeout) as world:
-        torch.set_num_threads(setup.train.num_threads or max(1, (os.cpu_count() or 1) // world.size))
+        torch.set_num_threads(setup.train.num_threads or own_share_of_cores(world))
         seed_everything(setup.run.seed)
         folder = setup.run.folder
         checkpoint = find_checkpoint(folder, composed=setup.composed, resume=setup.train.resume)

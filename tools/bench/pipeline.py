@@ -7,7 +7,6 @@ empty. What could be hidden is measured by itself: asking the tables for a batch
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from stack.train.config import Pipeline
 from stack.train.loop import Loop
 from stack.train.memory import keep_freed_memory
 from stack.train.steps import Loaded, OneByOne, SparseDist, Steps
+from stack.train.verb import own_share_of_cores
 from tools.bench import harness
 from tools.bench.assembly import workload_of
 
@@ -85,7 +85,7 @@ def main(order: Path) -> None:
     keep_freed_memory()
     device = own_device()
     with tempfile.TemporaryDirectory() as folder, process_group(device=device) as here:
-        torch.set_num_threads(workload.setup.train.num_threads or max(1, (os.cpu_count() or 1) // here.size))
+        torch.set_num_threads(workload.setup.train.num_threads or own_share_of_cores(here))
         setup = workload.in_folder(Path(folder))
         setup.run.folder.mkdir(parents=True)
         seed_everything(setup.run.seed)
