@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,22 +14,33 @@ from stack.tables.plan_report import PlanReport
 from stack.tables.sweep import TITLES, SweepReport
 
 INCHES = (8.0, 4.0)
+COLOURS = 20
+"""Of tables, before the first comes again."""
+
+LINE_UP_TO = 4
+"""How much more than the fullest process holds there may be room for, for the line of it to be drawn."""
 
 
 def draw_plan(report: PlanReport, path: Path) -> None:
-    """Writes `plan.png`: a bar for each process, its tables stacked, and the line that must not be crossed."""
+    """Writes `plan.png`: a bar for each process, its tables stacked, and the line that must not be crossed, where the
+    bars would still be seen below it."""
     figure = Figure(figsize=INCHES, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     ranks = [rank.rank for rank in report.ranks]
     below = [0.0] * len(ranks)
-    for table in report.tables:
+    for number, table in enumerate(report.tables):
         heights = [rank.device_bytes_by_table.get(table.name, 0) / GIB for rank in report.ranks]
-        axes.bar(ranks, heights, bottom=below, label=f"{table.name} ({table.sharding.value})", width=0.9)
+        label, colour = f"{table.name} ({table.sharding.value})", colormaps["tab20"](number % COLOURS)
+        axes.bar(ranks, heights, bottom=below, label=label, color=colour, width=0.9)
         below = [base + height for base, height in zip(below, heights, strict=True)]
-    axes.axhline(report.room_bytes / GIB, color="black", linewidth=0.8, label="room for tables")
-    axes.set(xlabel="rank", ylabel="GiB", title=f"Tables on {report.world_size} processes ({report.cluster})")
-    axes.legend(fontsize="small")
+    room, fullest = report.room_bytes / GIB, max(below)
+    with_line = room <= LINE_UP_TO * fullest
+    if with_line:
+        axes.axhline(room, color="black", linewidth=0.8, label="room for tables")
+    title = f"Tables on {report.world_size} processes ({report.cluster}), {room:,.2f} GiB for them on each"
+    axes.set(xlabel="rank", ylabel="GiB", title=title, ylim=(0.0, 1.05 * (room if with_line else fullest)))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=120)
 
 

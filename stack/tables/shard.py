@@ -25,7 +25,6 @@ from stack.tables.communication import codecs
 from stack.tables.config import Communication
 from stack.tables.first_values import FirstValues
 from stack.tables.layout import check_plan
-from stack.tables.layout import fixed_plan as fixed_plan
 from stack.tables.placement import Plan, Sharding
 from stack.tables.replicated import Replicated
 from stack.tables.rows import TableShard

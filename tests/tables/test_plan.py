@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from stack.tables.cluster import ClusterConfig
 from stack.tables.config import Communication, TableSpec
 from stack.tables.layout import check_plan
 from stack.tables.placement import Kernel, RowType, Shard, Sharding, TableOptimizer
 from stack.tables.plan import NoRoomError, plan_tables, weights_and_state
+from stack.tables.plan_plots import draw_plan
 from stack.tables.plan_report import report_of
 from stack.tables.plan_request import Load
 from tests.tables.planning import GIB, PAPER, cpus, gpus, request, rows_and_state_by_rank
@@ -192,3 +195,17 @@ def test_the_slowest_process_gives_the_step_and_its_largest_part_the_bound() -> 
     alone = report_of(plan_tables(request(SOME, gpus(devices_per_host=1, hbm_gb_per_second=3.0))))
     assert alone.bound == "updating rows (GPU memory, 3 GB/s)"
     assert alone.step_ms == pytest.approx(sum(use.times.total_ms for use in alone.tables))
+
+
+@pytest.mark.parametrize(("hbm_gib", "top"), [(1.0, 1.05), (100.0, 1.05 * 0.615)])
+def test_the_picture_shows_the_bars_also_where_there_is_far_more_room(
+    monkeypatch: pytest.MonkeyPatch, hbm_gib: float, top: float
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    table = TableSpec(name="a", num_rows=10_000_000, dim=32)  # 0.615 GiB on each of two
+    draw_plan(report_of(plan_tables(request([table], gpus(hbm_gib=hbm_gib)))), Path("unused"))
+    (axes,) = drawn[0].axes
+    assert axes.get_ylim() == pytest.approx((0.0, top), rel=1e-3)
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.615, 0.615], rel=1e-3)
+    assert len(axes.lines) == (hbm_gib == 1.0)

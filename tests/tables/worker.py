@@ -20,8 +20,9 @@ from stack.checkpoint.save import save_checkpoint
 from stack.data.batch import Jagged
 from stack.tables.collection import Tables
 from stack.tables.config import Communication, RowType, Sharding, TableOptimizer, TableSpec
+from stack.tables.layout import fixed_plan
 from stack.tables.optim import fuse_optimizer
-from stack.tables.shard import fixed_plan, reset_rows, shard, table_shards
+from stack.tables.shard import reset_rows, shard, table_shards
 from stack.train.ranks import barrier
 from tests.checkpoint.saving import CONTEXT, loop
 
