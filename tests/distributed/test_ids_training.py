@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import msgspec
@@ -18,8 +17,7 @@ from stack.tables.shard import table_shards
 from stack.train.build import build_sharded_model
 from stack.train.id_state import id_maps
 from stack.train.saving import restore_model
-from tests.distributed.launch import TIMEOUT_SECONDS
-from tests.distributed.test_training import _TORCHRUN, _last_checkpoint, _start
+from tests.distributed.test_training import last_checkpoint, run_one_and_two
 from tests.prepared import write_prepared
 from tests.train.worker import Run, losses, setup_of
 
@@ -34,10 +32,7 @@ def pair(folder: Path, run: Run) -> tuple[Run, Run]:
         msgspec.structs.replace(run, name=name, dataset=str(data), runs=str(folder), through_verb=False)
         for name in ("one", "two")
     ]
-    processes = [_start(runs[0], [sys.executable]), _start(runs[1], _TORCHRUN)]
-    for process in processes:
-        _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
-        assert process.returncode == 0, errors
+    run_one_and_two(*runs)
     return runs[0], runs[1]
 
 
@@ -59,7 +54,7 @@ def test_managed_ids_are_the_same_over_two_processes_and_load_into_one(tmp_path:
     """Rows for all: then who has one does not depend on the number of processes. First values of rows do, so losses
     are not compared."""
     one, two = pair(tmp_path, Run(managed_rows=400))
-    ours, theirs = _last_checkpoint(one), _last_checkpoint(two)
+    ours, theirs = last_checkpoint(one), last_checkpoint(two)
     states = [state_of(checkpoint) for checkpoint in (ours, theirs)]
     assert len(theirs.ids("item")) == 2
     for name in ("key_N", "count_N", "last_N", "waiting_key_W", "waiting_count_W"):

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from stack.tables.placement import Sharding
 from stack.tables.plan_file import load_plan
-from tests.distributed.launch import ROOT, TIMEOUT_SECONDS, run_ranks
+from tests.distributed.launch import TORCHRUN, run_ranks, run_together
 from tests.prepared import write_prepared
 
 OPTIONS = ("model=mean", "tasks=ctr", "train.max_steps=3", "train.batch_size=16", "train.num_threads=1")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "stack")
 
 
 def trained(folder: Path, name: str, *words: str) -> list[float]:
     """Losses of `stack train` in two processes."""
     given = ("train", f"data.out={folder / 'data'}", f"run.dir={folder}", f"run.name={name}", *OPTIONS, *words)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*TORCHRUN, *given], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_together([[*TORCHRUN, "-m", "stack", *given]])
     return [json.loads(line)["loss"] for line in (folder / name / "steps.jsonl").read_text().splitlines()]
 
 

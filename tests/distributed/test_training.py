@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 
 import msgspec
@@ -13,7 +11,7 @@ import pytest
 import torch
 
 from stack.checkpoint.load import Checkpoint, open_checkpoint
-from tests.distributed.launch import ROOT, TIMEOUT_SECONDS
+from tests.distributed.launch import TORCHRUN, run_together
 from tests.prepared import write_prepared
 from tests.train.worker import Run, losses
 
@@ -42,22 +40,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     changes = {"dataset": str(data), "runs": str(folder), "through_verb": False, "poisoned_step": POISONED_STEP}
     one = msgspec.structs.replace(run, name="one", **changes)
     two = msgspec.structs.replace(run, name="two", **changes)
-    processes = [_start(one, [sys.executable]), _start(two, _TORCHRUN)]
-    for process in processes:
-        _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
-        assert process.returncode == 0, errors
+    run_one_and_two(one, two)
     return one, two, tolerance
-
-
-_TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-
-def _start(run: Run, launcher: list[str]) -> subprocess.Popen[str]:
-    command = [*launcher, "-m", "tests.train.worker", msgspec.json.encode(run).decode()]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
 
 
 def test_two_processes_have_the_losses_of_one(pair: tuple[Run, Run, float]) -> None:
@@ -92,7 +76,7 @@ def test_buffers_are_equal_on_all_ranks_and_close_to_those_of_one_process(pair: 
 
 def test_both_leave_the_same_tables_whatever_number_of_processes_wrote_them(pair: tuple[Run, Run, float]) -> None:
     one, two, tolerance = pair
-    ours, theirs = _last_checkpoint(one), _last_checkpoint(two)
+    ours, theirs = last_checkpoint(one), last_checkpoint(two)
     assert theirs.manifest.world_size == 2
     assert len(theirs.manifest.tables["item"].parts) == 2
     for name, table in ours.manifest.tables.items():
@@ -100,5 +84,11 @@ def test_both_leave_the_same_tables_whatever_number_of_processes_wrote_them(pair
         torch.testing.assert_close(whole.weight_ND, parts.weight_ND, atol=50 * tolerance, rtol=0.0)
 
 
-def _last_checkpoint(run: Run) -> Checkpoint:
+def run_one_and_two(one: Run, two: Run) -> None:
+    """The first run as one process and the second as two, at the same time."""
+    programs = [["-m", "tests.train.worker", msgspec.json.encode(run).decode()] for run in (one, two)]
+    run_together([[sys.executable, *programs[0]], [*TORCHRUN, *programs[1]]])
+
+
+def last_checkpoint(run: Run) -> Checkpoint:
     return open_checkpoint(max((run.folder / "checkpoints").iterdir(), key=lambda path: int(path.name)))
