@@ -104,7 +104,7 @@ def _export(job: Job) -> None:
             model=run.user_model,
             checkpoint=run.checkpoint,
             dataset=run.dataset,
-            ids=exported_ids(id_maps(run.model)),
+            ids=exported_ids(id_maps(run.model), run.dataset.schema),
         )
         export(trained, folder=job.run.folder / "package", config=job.export)
 

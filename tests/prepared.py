@@ -2,6 +2,9 @@
 
 For tests of everything after ingest. Candidates bought before are bought again more often, so a model that
 reads history beats popularity; `seed` fixes every byte.
+
+With `raw_ids` items and brands have no vocabulary: the raw id of the item that would have row r is the whole number
+2^40 + r, that of the brand the text "brand-r", as it is in the vocabulary of the other kind. All else is the same.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stack.data.keys import hash_texts
 from stack.data.layout import (
     FORMAT_VERSION,
     BucketFile,
@@ -22,7 +26,8 @@ from stack.data.layout import (
     bucket_name,
     day_folder,
 )
-from stack.data.schema import IMPRESSION_LABELS, Feature, Group, Schema
+from stack.data.parquet import id_type
+from stack.data.schema import IMPRESSION_LABELS, Feature, Group, RawIds, Schema
 
 ITEM_FEATURES = (
     Feature(name="item", table="item"),
@@ -57,17 +62,21 @@ NUM_ROWS = {
     "item": 200, "shop": 9, "brand": 20, "category": 12, "tags": 30, "scenario": 5, "type": 4,
     "age": 6, "income": 8, "icon": 4, "user": 60,
 }  # fmt: skip
+RAW_IDS = (RawIds(table="brand", text=True), RawIds(table="item", text=False))
+FIRST_ITEM = 2**40
 FIRST_DAY = 17_000
 SECONDS_PER_DAY = 86_400
 
 
 def write_prepared(
-    path: Path, *, num_days: int = 4, num_users: int = 40, num_buckets: int = 2, max_history: int = 10, seed: int = 0
-) -> Path:
+    path: Path, *, num_days: int = 4, num_users: int = 40, num_buckets: int = 2, max_history: int = 10, seed: int = 0,
+    raw_ids: bool = False,
+) -> Path:  # fmt: skip
     """Writes the dataset under `path` and returns `path`."""
     rng = np.random.default_rng(seed)
+    schema = msgspec.structs.replace(SCHEMA, raw_ids=RAW_IDS) if raw_ids else SCHEMA
     manifest = DatasetManifest(
-        format_version=FORMAT_VERSION, source="test", schema=SCHEMA, num_buckets=num_buckets, max_history=max_history
+        format_version=FORMAT_VERSION, source="test", schema=schema, num_buckets=num_buckets, max_history=max_history
     )
     path.mkdir(parents=True)
     (path / "dataset.json").write_bytes(msgspec.json.encode(manifest))
@@ -75,8 +84,8 @@ def write_prepared(
     history: dict[int, list[dict[str, object]]] = {user: [] for user in range(1, num_users + 1)}
     parent: str | None = None
     for day in range(num_days):
-        parent = _write_day(path, rng, FIRST_DAY + day, history, favourites, num_buckets, max_history, parent)
-    for table, size in NUM_ROWS.items():
+        parent = _write_day(path, rng, FIRST_DAY + day, history, favourites, manifest, parent)
+    for table, size in num_rows_of(schema).items():
         folder = path / "vocab" / table
         folder.mkdir(parents=True)
         day_name = str(np.datetime64(FIRST_DAY, "D"))
@@ -87,6 +96,18 @@ def write_prepared(
             rows.append_column("first_day", pa.array([day_name] * (size - 1))), folder / f"{day_name}.parquet"
         )
     return path
+
+
+def num_rows_of(schema: Schema) -> dict[str, int]:
+    """Sizes of the vocabularies."""
+    return {table: size for table, size in NUM_ROWS.items() if schema.without_vocabulary(table) is None}
+
+
+def keys_of_rows(table: str) -> np.ndarray:
+    """The keys of a table in `RAW_IDS`, by the rows of the vocabulary that it would have."""
+    rows = range(1, NUM_ROWS[table])
+    known = [FIRST_ITEM + row for row in rows] if table == "item" else hash_texts([f"brand-{row}" for row in rows])
+    return np.array([0, *known], dtype=np.int64)
 
 
 def _event(rng: np.random.Generator, time: int, item: int) -> dict[str, object]:
@@ -103,10 +124,10 @@ def _write_day(
     day: int,
     history: dict[int, list[dict[str, object]]],
     favourites: np.ndarray,
-    num_buckets: int,
-    max_history: int,
+    dataset: DatasetManifest,
     parent: str | None,
 ) -> str:
+    schema, num_buckets, max_history = dataset.schema, dataset.num_buckets, dataset.max_history
     name = str(np.datetime64(day, "D"))
     folder = day_folder(path, name)
     folder.mkdir(parents=True)
@@ -120,7 +141,11 @@ def _write_day(
     num_examples = {group.name: 0 for group in SCHEMA.groups}
     for bucket, timelines in enumerate(rows):
         file = folder / bucket_name(bucket)
-        pq.write_table(pa.Table.from_pylist(timelines, schema=_arrow_schema()), file, compression="zstd")
+        for raw in schema.raw_ids or ():
+            keys = keys_of_rows(raw.table)
+            for timeline in timelines:
+                timeline |= {f"{at}_{raw.table}": keys[timeline[f"{at}_{raw.table}"]] for at in ("event", "impression")}
+        pq.write_table(pa.Table.from_pylist(timelines, schema=_arrow_schema(schema)), file, compression="zstd")
         data = file.read_bytes()
         buckets.append(
             BucketFile(
@@ -136,7 +161,7 @@ def _write_day(
             for group in SCHEMA.groups:
                 num_examples[group.name] += len(timeline[f"{group.name}_moment"])  # type: ignore[arg-type]
     manifest = DayManifest(
-        day=name, parent=parent, buckets=tuple(buckets), num_rows=dict(NUM_ROWS), num_events=num_events,
+        day=name, parent=parent, buckets=tuple(buckets), num_rows=num_rows_of(schema), num_events=num_events,
         num_moments=num_moments, num_examples=num_examples, num_source_rows={"events": num_events}, dropped={},
         code_version="test",
     )  # fmt: skip
@@ -208,22 +233,21 @@ def _timeline(
     return row
 
 
-def _arrow_schema() -> pa.Schema:
+def _arrow_schema(schema: Schema) -> pa.Schema:
     """Column types as `stack.data.schema` documents them."""
-    ids, nested, floats, times = (
-        pa.list_(pa.int32()),
-        pa.list_(pa.list_(pa.int32())),
-        pa.list_(pa.float32()),
-        pa.list_(pa.int64()),
-    )
+    places, floats, times = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.int64())
+
+    def ids(feature: Feature) -> pa.DataType:
+        return pa.list_(id_type(schema, feature))
+
     fields: list[tuple[str, pa.DataType]] = [("user", pa.int32()), ("num_carried", pa.int32()), ("event_time", times)]
-    fields += [(f"event_{f.name}", nested if f.multi else ids) for f in (*SCHEMA.event, *SCHEMA.property)]
-    fields += [(f"profile_{f.name}", pa.int32()) for f in SCHEMA.profile]
-    fields += [("moment_time", times), ("moment_position", ids)]
-    fields += [(f"query_{f.name}", ids) for f in SCHEMA.query]
-    for group in SCHEMA.groups:
-        fields.append((f"{group.name}_moment", ids))
-        fields += [(f"{group.name}_{f.name}", nested if f.multi else ids) for f in group.candidate]
+    fields += [(f"event_{f.name}", ids(f)) for f in (*schema.event, *schema.property)]
+    fields += [(f"profile_{f.name}", id_type(schema, f)) for f in schema.profile]
+    fields += [("moment_time", times), ("moment_position", places)]
+    fields += [(f"query_{f.name}", ids(f)) for f in schema.query]
+    for group in schema.groups:
+        fields.append((f"{group.name}_moment", places))
+        fields += [(f"{group.name}_{f.name}", ids(f)) for f in group.candidate]
         fields.append((f"{group.name}_dense", floats))
         fields += [(f"{group.name}_{label}", floats) for label in group.labels]
     return pa.schema(fields)

@@ -22,6 +22,7 @@ from stack.base.files import write_bytes
 from stack.data.canonical import EVENT_COLUMNS, Canonical
 from stack.data.days import SECONDS_PER_DAY, day_name
 from stack.data.engine import Engine
+from stack.data.keys import UNKNOWN_KEY
 
 
 class Reason(StrEnum):
@@ -152,6 +153,8 @@ def _with_reason(events: Table, canonical: Canonical, now: int) -> Table:
         events.type.isin(canonical.types_without_item) if canonical.types_without_item else ibis.literal(False)
     )
     bad_item = _malformed(events, "item")
+    if canonical.schema.without_vocabulary("item") is not None and events.item.type().is_integer():
+        bad_item = bad_item | (events.item == UNKNOWN_KEY)
     cases = [
         (events.time.isnull() | (events.time < 0), Reason.BAD_TIME),
         (events.time > now, Reason.FUTURE_TIME),

@@ -33,7 +33,7 @@ class Jagged:
 
 
 Ids = Tensor | Jagged
-"""int64 vocabulary rows, one for each owner (Tensor), or any number of them (Jagged)."""
+"""int64 vocabulary rows, or keys where there is no vocabulary: one for each owner (Tensor), or any number (Jagged)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One step's data on one rank. All indices are local to the batch; all ids are vocabulary rows (int64).
+    """One step's data on one rank. All indices are local to the batch; ids are rows or keys as `Ids`.
 
     `event`, `property`: by feature name, per event. `profile`: per timeline. `query`: per moment.
     `user_B` identifies the timeline's user for grouped metrics; models read it only where configured to.

@@ -33,8 +33,8 @@ times are int64 epoch seconds in the log's local time, so that day and hour are 
                  the features of `stack.data.follow` count an offer and its response from the next day on.
 
 `time` of visits, impressions and follow rows must be int64 and not null; a moment is a distinct (user, time).
-Engine tables are the same with every id replaced by its vocabulary row (int64, 0 unknown) plus `day`, int32 days
-since 1970-01-01; see `stack.data.negatives` and `stack.data.features` for the two steps that work on them.
+Engine tables are the same with every id replaced by its vocabulary row, or by its key (int64, 0 unknown), plus `day`,
+int32 days since 1970-01-01; see `stack.data.negatives` and `stack.data.features` for the two steps that work on them.
 """
 
 from __future__ import annotations

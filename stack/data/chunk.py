@@ -1,4 +1,4 @@
-"""One chunk of days in vocabulary rows: events, moments, and the examples of every group, as flat tables.
+"""One chunk of days in rows or keys: events, moments, and the examples of every group, as flat tables.
 
 Every table has `bucket`, `user`, `day` and `time`, so that `stack.data.timeline` can cut it into timelines.
 """
@@ -16,7 +16,8 @@ from ibis.expr.types import IntegerColumn, Table
 from stack.data import coding, features, follow, groups, negatives
 from stack.data.canonical import Canonical
 from stack.data.days import SECONDS_PER_DAY, day_name
-from stack.data.engine import Engine
+from stack.data.engine import Engine, key_of
+from stack.data.keys import UNKNOWN_KEY
 from stack.data.schema import Feature
 from stack.data.vocabulary import USER, Vocabularies, encode
 
@@ -69,12 +70,13 @@ class ChunkBuilder:
         self._settings = settings
         self._sides = coding.sides(canonical)
         for name, kind in coding.id_types(canonical).items():
-            words.load(name, kind)
+            if canonical.schema.without_vocabulary(name) is None:
+                words.load(name, kind)
 
     def build(self, *, first: int, last: int, state: dict[str, Table]) -> Chunk:
         """The chunk `first`..`last`; call it inside `engine.scope()`. New ids are on disk when it returns."""
         raw = self._raw(first, last)
-        self._extend_vocabularies(raw, first, last)
+        self._extend_vocabularies(raw, state, last)
         items = self._side(self._source.items, "item", self._sides.of_candidate, "item")
         events = self._events(raw, items)
         moments = self._moments(raw)
@@ -125,7 +127,7 @@ class ChunkBuilder:
         pools = None if source.pools is None else keep("raw_pools", source.pools.semi_join(moments, "pool"))
         return _Raw(events=events, moments=moments, pools=pools, impressions=impressions, follow=follow)
 
-    def _extend_vocabularies(self, raw: _Raw, first: int, last: int) -> None:
+    def _extend_vocabularies(self, raw: _Raw, state: dict[str, Table], last: int) -> None:
         found: dict[str, list[Table]] = {}
 
         def add(table: str, rows: Table, column: str) -> None:
@@ -152,11 +154,37 @@ class ChunkBuilder:
             (self._source.users, "user", USER, self._source.schema.profile),
         ):
             if side is not None and parts:
-                dated = coding.first_days(coding.versions(side, key), key, self._words.table(table), last)
+                versions, known = coding.versions(side, key), self._words.table(table)
+                if known is None:
+                    versions = versions.mutate(**{key: key_of(versions[key])})
+                    at_hand = self._items_at_hand(raw, state, last)
+                else:
+                    at_hand = known.mutate(last_day=ibis.literal(last, "int32"))
+                dated = coding.first_days(versions, key, at_hand)
                 for feature in parts:
                     column = dated[feature.name].unnest() if feature.multi else dated[feature.name]
                     found.setdefault(feature.table, []).append(dated.select(raw=column, day=dated.day))
         self._words.extend(found, chunk=day_name(last))
+
+    def _items_at_hand(self, raw: _Raw, state: dict[str, Table], last: int) -> Table:
+        """(raw, first_day, last_day): keys of items, and the spans of days in which an example can meet them.
+
+        What an item vocabulary would remember of all days, for as long as it matters: an event makes its item a
+        candidate for `pool_days` days. The state remembers events as long, so spans do not depend on chunks.
+        """
+        pool_days = self._settings.negatives.pool_days
+        met = raw.events.select(item=key_of(raw.events.item), day=raw.events.day)
+        met = met.union(state["item_day"].select("item", "day"))
+        spans = [met.mutate(last_day=(met.day + pool_days).cast("int32"))]
+        shown = [] if raw.impressions is None else [raw.impressions]
+        if raw.pools is not None:
+            days = raw.moments.select("pool", "day").distinct()
+            shown.append(raw.pools.select("pool", "item").inner_join(days, "pool"))
+        spans += [rows.select(item=key_of(rows.item), day=rows.day, last_day=rows.day) for rows in shown]
+        every = spans[0].union(*spans[1:], distinct=True) if len(spans) > 1 else spans[0].distinct()
+        every = every.filter(every.item != UNKNOWN_KEY)
+        last_day = ibis.least(every.last_day, ibis.literal(last, "int32"))
+        return every.select(raw=every.item, first_day=every.day, last_day=last_day)
 
     def _side(self, side: Table | None, key: str, parts: tuple[Feature, ...], table: str) -> Table | None:
         if side is None or not parts:

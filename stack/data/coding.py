@@ -1,4 +1,4 @@
-"""From raw ids to vocabulary rows: side information as of a time, and events, moments and pools of a chunk of days.
+"""From raw ids to vocabulary rows or keys: side information as of a time, and events, moments and pools of a chunk.
 
 Side information is a list of versions: item, since (inclusive), until (exclusive, null for the newest), features.
 Without a column `since` there is one version, valid always.
@@ -51,7 +51,7 @@ def sides(canonical: Canonical) -> Sides:
 
 
 def id_types(canonical: Canonical) -> dict[str, str]:
-    """Type of the raw ids of every vocabulary. Asserts that features of one table agree."""
+    """Type of the raw ids of every table, "int64" or "string". Asserts that features of one table agree."""
     parts = sides(canonical)
     schema = canonical.schema
     found: dict[str, str] = {USER: raw_type(canonical.events.user.type())}
@@ -96,31 +96,33 @@ def versions(side: Table, key: str) -> Table:
     return side.mutate(until=side.since.lead().over(group_by=key, order_by="since"))
 
 
-def first_days(side: Table, key: str, vocabulary: Table, last_day: int) -> Table:
-    """Versions with the `day` from which an example can meet them: the later of the key's first day and `since`."""
-    lookup = vocabulary.select(raw_=vocabulary.raw, seen_=vocabulary.first_day)
+def first_days(side: Table, key: str, at_hand: Table) -> Table:
+    """Versions with a `day` from which an example can meet them: the later of the first day of a span and `since`.
+
+    `at_hand`: spans of days (raw, first_day, last_day) in which an example can meet a key, any number for each.
+    """
+    lookup = at_hand.select(raw_=at_hand.raw, first_=at_hand.first_day, last_=at_hand.last_day)
     joined = side.inner_join(lookup, side[key] == lookup.raw_)
-    day = ibis.greatest((joined.since // SECONDS_PER_DAY).cast("int32"), joined.seen_)
-    joined = joined.mutate(day=day).drop("raw_", "seen_")
+    day = ibis.greatest((joined.since // SECONDS_PER_DAY).cast("int32"), joined.first_)
+    joined = joined.mutate(day=day)
     gone = joined.until.notnull() & (joined.until <= joined.day.cast("int64") * SECONDS_PER_DAY)
-    return joined.filter((joined.day <= last_day) & ~gone)
+    return joined.filter((joined.day <= joined.last_) & ~gone).drop("raw_", "first_", "last_")
 
 
 def encode_side(side: Table, key: str, features: tuple[Feature, ...], words: Vocabularies, table: str) -> Table:
-    """Versions with rows instead of raw ids; multi-valued features become sorted arrays of rows without repeats."""
+    """Versions with rows (or keys) instead of raw ids; multi-valued features become sorted arrays without repeats."""
     single = {feature.name: words.table(feature.table) for feature in features if not feature.multi}
-    coded = encode(side, {key: words.table(table), **single}).filter(lambda t: t[key] > 0)
+    coded = encode(side, {key: words.table(table), **single}).filter(lambda t: t[key] != 0)
     for feature in features:
         if feature.multi:
             coded = _encode_multi(coded, key, feature.name, words.table(feature.table))
     return coded.select(key, "since", "until", *(feature.name for feature in features))
 
 
-def _encode_multi(side: Table, key: str, name: str, vocabulary: Table) -> Table:
-    long = side.select(key, "since", raw_=side[name].unnest())
-    lookup = vocabulary.select(word_=vocabulary.raw, row_=vocabulary.row)
-    rows = long.inner_join(lookup, long.raw_ == lookup.word_).select(key, "since", "row_").distinct()
-    lists = rows.group_by(key, "since").agg(rows_=lambda t: t.row_.collect().sort())
+def _encode_multi(side: Table, key: str, name: str, vocabulary: Table | None) -> Table:
+    long = side.select(key, "since", id_=side[name].unnest())
+    rows = encode(long, {"id_": vocabulary}).filter(lambda t: t.id_ != 0).distinct()
+    lists = rows.group_by(key, "since").agg(rows_=lambda t: t.id_.collect().sort())
     lists = lists.select(key_=lists[key], since_=lists.since, rows_=lists.rows_)
     joined = side.left_join(lists, (side[key] == lists.key_) & (side.since == lists.since_))
     empty = ibis.literal([], "array<int64>")

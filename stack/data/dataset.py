@@ -95,8 +95,8 @@ class Dataset:
         return self._days[day]
 
     def num_rows(self, day: str) -> dict[str, int]:
-        """The size of every vocabulary at the end of a day, row 0 counted."""
-        return dict(self.day(day).num_rows)
+        """The size of every vocabulary at the end of a day, row 0 counted: 1 for tables without one."""
+        return {raw.table: 1 for raw in self.schema.raw_ids or ()} | self.day(day).num_rows
 
     def num_timelines(self, day: str) -> tuple[int, ...]:
         """Timelines of a day by bucket."""
@@ -121,6 +121,11 @@ class Dataset:
 
     def vocabulary(self, table: str) -> Vocabulary:
         """All raw ids of a table; raises `DataError` if it has none, or its rows are not 1, 2, ... once each."""
+        if self.schema.without_vocabulary(table) is not None:
+            raise DataError(
+                f"dataset {self.path} has no vocabulary {table!r}: it was made with ingest.raw_ids, and keeps the keys "
+                "of these ids; ingest without the table in ingest.raw_ids for one"
+            )
         folder = self.path / "vocab" / table
         files = sorted(folder.glob("*.parquet"))
         if not files:

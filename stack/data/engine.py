@@ -8,21 +8,38 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import ibis
 import ibis.expr.operations as ops
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.backends import BaseBackend
-from ibis.expr.types import Table
+from ibis.expr.types import Column, IntegerColumn, Table
 
 from stack.base.errors import MachineError
+from stack.data.keys import UNKNOWN_KEY, arrow_keys_of
+
+_KEY = "stack_key"
+
+
+@ibis.udf.scalar.builtin(name=_KEY, signature=(("string",), "int64"))  # type: ignore[untyped-decorator]
+def _key_of_text(text: str) -> int:  # type: ignore[empty-body]
+    """Every engine has this function: `arrow_keys_of` under its name."""
+
+
+def key_of(raw: Column) -> IntegerColumn:
+    """The keys of raw ids (`stack.data.keys`), int64: `UNKNOWN_KEY` for nulls. On every engine alike."""
+    if raw.type().is_integer():
+        return raw.cast("int64").fill_null(UNKNOWN_KEY)
+    return _key_of_text(raw.cast("string"))
 
 
 class EngineName(StrEnum):
@@ -115,6 +132,9 @@ class DuckEngine(Engine):
             temp_directory=str(spill),
             preserve_insertion_order=False,
         )
+        self._connection.con.create_function(
+            _KEY, arrow_keys_of, ["VARCHAR"], "BIGINT", type="arrow", null_handling="special"
+        )
         self.backend = self._connection
         self._compiled: dict[ops.Node, str] = {}
 
@@ -156,6 +176,7 @@ class SparkEngine(Engine):
             raise MachineError("ingest.engine=spark needs Java, and there is no program `java`: install a JDK (17)")
         try:
             from pyspark.sql import SparkSession
+            from pyspark.sql.pandas.functions import arrow_udf
         except ImportError as error:
             raise MachineError("ingest.engine=spark needs pyspark: pip install 'stack[spark]'") from error
         self._session = (
@@ -172,6 +193,9 @@ class SparkEngine(Engine):
             .config("spark.ui.showConsoleProgress", "false")
             .getOrCreate()
         )
+        self._session.sparkContext.pythonExec = sys.executable  # workers need the packages of this process
+        as_udf: Any = arrow_udf  # its stub wants the kind of function, which it warns to leave to annotations
+        self._session.udf.register(_KEY, as_udf(arrow_keys_of, "long"))
         self.backend = ibis.pyspark.connect(self._session)
 
     def _keep(self, name: str, expression: Table) -> Table:

@@ -1,9 +1,9 @@
 """Ranking features of (moment, candidate) pairs, from events of strictly earlier days only.
 
-All ids are vocabulary rows (int64). `events` here is the engine's coded log of a chunk of days: user, day int32,
-time int64, item, shop, brand, category, price float64 (nullable), positive bool, and optionally `discounted` (int,
-1 where the price was reduced). `state` holds one table for each name in `STATE`, as they stand at the start of the
-chunk. Counts are numbers of positive events (purchases). Features, by what they need:
+All ids are int64: vocabulary rows, or any keys. `events` here is the engine's coded log of a chunk of days: user, day
+int32, time int64, item, shop, brand, category, price float64 (nullable), positive bool, and optionally `discounted`
+(int, 1 where the price was reduced). `state` holds one table for each name in `STATE`, as they stand at the start of
+the chunk. Counts are numbers of positive events (purchases). Features, by what they need:
 
 always      item_count, item_recent_count (last 28 days), item_freshness, item_age, user_item_count,
             user_item_freshness, user_count
@@ -146,7 +146,7 @@ def popularity(*, events: Table, state: dict[str, Table], days: Table) -> Table:
 
 def item_days(*, events: Table, state: dict[str, Table]) -> Table:
     """Distinct (day, item) with an event, of the chunk and of the days before it that the state still holds."""
-    seen = events.filter(events["item"] > 0).select("day", "item")
+    seen = events.filter(events["item"] != 0).select("day", "item")
     return ibis.union(state["item_day"].select("day", "item"), seen).distinct()
 
 

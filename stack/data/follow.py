@@ -1,8 +1,8 @@
 """Features of (moment, icon) pairs from responses of strictly earlier days, for the example group `follow`.
 
 An *offer* is one example of the group: an icon (a campaign) in front of a user at a moment; `responded` tells what
-came of it, known by the end of its day. As for `stack.data.features`, ids are vocabulary rows, and counts and days come
-from running sums as of the start of the moment's day, so that a nightly job has all of them:
+came of it, known by the end of its day. As for `stack.data.features`, ids are rows or keys, and counts and days
+come from running sums as of the start of the moment's day, so that a nightly job has all of them:
 
 user_offer_count          ln(1 + offers to the user)
 user_response_count       ln(1 + responses of the user)

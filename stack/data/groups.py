@@ -1,7 +1,7 @@
 """Examples that need no sampling from a pool: what was bought or shown at a moment, price tiers, follows, shops.
 
-Ids are vocabulary rows. Money is summed in whole units of 1/10000, so that no sum depends on the order of its
-terms.
+Ids are vocabulary rows, or keys, which may be negative; shops of the group `shop` are rows. Money is summed in whole
+units of 1/10000, so that no sum depends on the order of its terms.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def at_moments(rows: Table, moments: Table) -> Table:
 
 def positives(*, events: Table, moments: Table) -> Table:
     """(moment_id, item, weight): items of positive events at a moment, weighted by quantity (at least 1 / 1000)."""
-    bought = events.filter(events.positive & (events.item > 0))
+    bought = events.filter(events.positive & (events.item != 0))
     found = at_moments(bought.select("user", "time", "item", "quantity"), moments)
     units = (found.quantity.fill_null(1.0) * 1000).round().cast("int64")
     sums = found.mutate(units=units).group_by("moment_id", "item").agg(units=lambda t: t.units.sum())
@@ -39,7 +39,7 @@ def positives(*, events: Table, moments: Table) -> Table:
 def observed(shown: Table, moments: Table) -> Table:
     """Real impressions as examples: (moment_id, item, clicked, weight, draw 0, rates 1: nothing was sampled)."""
     columns = ["user", "time", "item", "clicked", "weight"]
-    found = at_moments(shown.filter(shown.item > 0).select(*columns), moments)
+    found = at_moments(shown.filter(shown.item != 0).select(*columns), moments)
     one = found.group_by("moment_id", "item").agg(clicked=lambda t: t.clicked.max(), weight=lambda t: t.weight.max())
     return one.select(
         "moment_id",
@@ -58,7 +58,7 @@ def price(*, events: Table, moments: Table, state: dict[str, Table], edges: tupl
     The tier is the number of `edges` that the item's mean unit price, divided by the mean unit price of its category on
     earlier days, reaches. Items of a category without a price so far have none.
     """
-    sold = events.filter(events.positive & (events.category > 0) & (events.item > 0) & (events.price > 0))
+    sold = events.filter(events.positive & (events.category != 0) & (events.item != 0) & (events.price > 0))
     sold = sold.mutate(units=(sold.price * PRICE_UNITS).round().cast("int64"))
     found = at_moments(sold.select("user", "time", "item", "category", "units"), moments)
     bought = found.group_by("moment_id", "bucket", "user", "day", "time", "item", "category").agg(
@@ -91,5 +91,6 @@ def _mix(table: Table, *columns: str) -> Table:
     """`table` with `mixed`: a number below 2^31 - 1 that depends on all of the columns and looks random."""
     table = table.mutate(mixed=ibis.literal(0, "int64"))
     for column in columns:
-        table = mixed(table.mutate(mixed=table.mixed + table[column] % _PRIME), "mixed")
+        rest = (table[column].cast("int64") % _PRIME + _PRIME) % _PRIME  # of a negative key too from 0 up
+        table = mixed(table.mutate(mixed=table.mixed + rest), "mixed")
     return table

@@ -32,6 +32,7 @@ from stack.data.fits import refuse_gap, refuse_other
 from stack.data.ingest_config import IngestConfig
 from stack.data.ingest_report import IngestReport
 from stack.data.layout import FORMAT_VERSION, DatasetManifest, DayManifest, day_folder
+from stack.data.raw_ids import schema_with_raw_ids
 from stack.data.schema import Schema
 from stack.data.sidecount import SideCounts, count_sides
 from stack.data.sources import SOURCES
@@ -76,6 +77,7 @@ def ingest(data: DataConfig, config: IngestConfig, *, now: int | None = None) ->
     ) as engine:  # fmt: skip
         with report.phase("read and check"), unreadable_refused():
             canonical = source.read(engine.backend, data)
+            canonical = replace(canonical, schema=schema_with_raw_ids(canonical, config.raw_ids))
             checked = check(canonical, engine=engine, days=asked, now=clock, num_samples=config.num_bad_rows)
             refuse_above(checked, max_bad_share=config.max_bad_share)
             first, last = _range_of(checked, data)
@@ -132,7 +134,7 @@ class _Run:
             schema=self._schema,
             num_buckets=self._config.num_buckets,
             max_history=self._config.max_history,
-            settings=_settings(self._config),
+            settings=_settings(self._config, self._schema),
         )
         path = self._dataset / "dataset.json"
         if path.exists():
@@ -307,10 +309,12 @@ def _once(canonical: Canonical, *, engine: Engine, last: int) -> Canonical:
     return replace(canonical, **kept)
 
 
-def _settings(config: IngestConfig) -> dict[str, str | int | float | bool | None]:
-    """The options that shape the result."""
+def _settings(config: IngestConfig, schema: Schema) -> dict[str, str | int | float | bool | None]:
+    """The options that shape the result; of ids without a vocabulary also how the log has them."""
     negatives = {f"negatives.{name}": value for name, value in vars(config.negatives).items()}
-    return {"price_edges": " ".join(map(str, config.price_edges))} | negatives
+    raw_ids = " ".join(f"{raw.table}:{'text' if raw.text else 'int64'}" for raw in schema.raw_ids or ())
+    edges = " ".join(map(str, config.price_edges))
+    return {"price_edges": edges} | ({"raw_ids": raw_ids} if raw_ids else {}) | negatives
 
 
 @contextmanager

@@ -38,6 +38,8 @@ class IngestConfig:
     # full states kept; others are rebuilt from the days' events
     price_edges: list[float] = field(default_factory=lambda: [0.4, 0.6, 0.8, 1.0, 1.3, 1.8])
     # a unit price over the mean of its category: the edges between the seven tiers, ascending
+    raw_ids: list[str] = field(default_factory=list)
+    # tables whose ids get no vocabulary: prepared data hold their 64-bit keys, for hashed and managed tables
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,8 @@
         manifest.json                    DayManifest; written last, so a folder without it does not count
         bucket-0000.parquet ...          timelines, one file per hash bucket of users
         bad_rows.parquet                 a sample of the rows that were refused, with reasons
-      vocab/<table>/2017-03-04.parquet   ids first seen in that chunk: raw, row (1, 2, ...), first_day
+      vocab/<table>/2017-03-04.parquet   ids first seen in that chunk: raw, row (1, 2, ...), first_day;
+                                         none for the tables in the schema's `raw_ids`
       state/2017-03-04/                  what the next day needs (ingest alone reads it)
 """
 
@@ -44,7 +45,7 @@ class BucketFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class DayManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One complete day: its files, its counts, and the size of every vocabulary at its end.
+    """One complete day: its files, its counts, and the size of every vocabulary that there is at its end.
 
     `num_rows[table]` counts row 0; `num_examples[group]`; `dropped[reason]` counts refused source rows.
     `parent` is the digest of the manifest of the day before that this day was built on (None for the first).

@@ -1,6 +1,6 @@
 """Negative examples: candidates that a user could have seen at a moment and did not take.
 
-All ids are vocabulary rows (int64). Draws are arithmetic on ids, so that every engine draws the same.
+All ids are int64: vocabulary rows, or any keys. Draws are arithmetic on ids, so that every engine draws the same.
 
 A pool is put in the order of its items; `slot` numbers them and `low` <= x < `high` is an item's piece of the pool's
 total weight, one more than its popularity. A uniform draw is a slot, a draw by popularity is a point of the total::

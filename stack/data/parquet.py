@@ -91,13 +91,12 @@ def read_block(files: Sequence[Path], *, schema: Schema, groups: Sequence[Group]
 def column_types(schema: Schema, groups: Sequence[Group]) -> dict[str, pa.DataType]:
     """The Arrow type of every column of prepared data for these groups, as `stack.data.schema` documents them."""
 
-    def ids(feature: Feature, outer: bool = True) -> pa.DataType:
-        kind = pa.list_(pa.int32()) if feature.multi else pa.int32()
-        return pa.list_(kind) if outer else kind
+    def ids(feature: Feature) -> pa.DataType:
+        return pa.list_(id_type(schema, feature))
 
     types = {"user": pa.int32(), "num_carried": pa.int32(), "event_time": pa.list_(pa.int64())}
     types |= {f"event_{feature.name}": ids(feature) for feature in (*schema.event, *schema.property)}
-    types |= {f"profile_{feature.name}": ids(feature, outer=False) for feature in schema.profile}
+    types |= {f"profile_{feature.name}": id_type(schema, feature) for feature in schema.profile}
     types |= {"moment_time": pa.list_(pa.int64()), "moment_position": pa.list_(pa.int32())}
     types |= {f"query_{feature.name}": ids(feature) for feature in schema.query}
     for group in groups:
@@ -106,6 +105,12 @@ def column_types(schema: Schema, groups: Sequence[Group]) -> dict[str, pa.DataTy
         floats = [*(["dense"] if group.dense else []), *group.labels]
         types |= {f"{group.name}_{name}": pa.list_(pa.float32()) for name in floats}
     return types
+
+
+def id_type(schema: Schema, feature: Feature) -> pa.DataType:
+    """The Arrow type of one owner's ids: rows are int32, keys int64."""
+    kind = pa.int32() if schema.without_vocabulary(feature.table) is None else pa.int64()
+    return pa.list_(kind) if feature.multi else kind
 
 
 def _names(features: Sequence[Feature]) -> list[str]:

@@ -1,8 +1,9 @@
 """What a prepared dataset holds: the features of its events, moments, examples and profiles.
 
 A source declares a `Schema`; ingest writes it into the dataset's manifest; the loader, the model and the
-export read it back. Every id in prepared data is the *row* of a vocabulary, and row 0 of every vocabulary means
-"unknown or missing", so that a feature can always be looked up.
+export read it back. Every id in prepared data is the *row* of a vocabulary, or, for the tables in `raw_ids`, which have
+no vocabulary, the *key* of the raw id (`stack.data.keys`). Row 0 and key 0 mean "unknown or missing", so that a feature
+can always be looked up. Columns of keys are int64 where those of rows are int32.
 
 Columns of one timeline (one user, one day), for a schema with event features `item` and `tags`, profile
 feature `age`, query feature `shop` and the example group `impression`::
@@ -25,13 +26,14 @@ feature `age`, query feature `shop` and the example group `impression`::
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 PADDING_ROW = 0
 """The vocabulary row of an unknown or missing id; its embedding is the table's default."""
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One column of ids. Features that name the same `table` share a vocabulary and an embedding table."""
+    """One column of ids. Features that name the same `table` share an embedding table, and a vocabulary or none."""
 
     name: str
     table: str
@@ -51,11 +53,20 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     labels: tuple[str, ...] = ()
 
 
+class RawIds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table whose ids have no vocabulary. `text`: the log has them as text; otherwise they are 64-bit integers."""
+
+    table: str
+    text: bool
+
+
 class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The features of a prepared dataset, in the order in which models concatenate them.
 
     `event` are the item features of an event (DUPN section 4.1: item, shop, brand, category, tags);
     `property` describe the behaviour itself (scenario, type; the time property comes from `event_time`).
+    `raw_ids` are the tables without a vocabulary; where all have one it is left out of manifests, as it was before
+    there were any, so that their digests stay.
     """
 
     event: tuple[Feature, ...]
@@ -63,6 +74,11 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     profile: tuple[Feature, ...] = ()
     query: tuple[Feature, ...] = ()
     groups: tuple[Group, ...] = ()
+    raw_ids: tuple[RawIds, ...] | UnsetType = UNSET
+
+    def without_vocabulary(self, table: str) -> RawIds | None:
+        """What is known of the ids of a table that has no vocabulary; None for those that have one."""
+        return next((raw for raw in self.raw_ids or () if raw.table == table), None)
 
     def group(self, name: str) -> Group:
         """The group called `name`; raises `KeyError` naming the groups there are."""
@@ -73,7 +89,7 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         raise KeyError(f"the dataset has no example group {name!r}; it has: {known}")
 
     def tables(self) -> tuple[str, ...]:
-        """Names of all vocabularies but `user`, sorted."""
+        """Names of all tables but `user`, sorted."""
         features = [*self.event, *self.property, *self.profile, *self.query]
         for group in self.groups:
             features.extend(group.candidate)

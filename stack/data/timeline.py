@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from stack.data.parquet import id_type
 from stack.data.schema import Feature, Group, Schema
 
 Numbers = NDArray[np.int64]
@@ -107,7 +108,7 @@ class Cutter:
         rows = self._event_columns.take(index)
         columns = {"event_time": _lists(offsets, rows["time"], pa.int64())}
         for feature in (*self._schema.event, *self._schema.property):
-            columns[f"event_{feature.name}"] = _ids(offsets, rows, feature)
+            columns[f"event_{feature.name}"] = self._ids(offsets, rows, feature)
         return columns
 
     def _profiles(self, users: Numbers, day: int) -> dict[str, pa.Array]:
@@ -122,7 +123,8 @@ class Cutter:
         found = owners[place] == users
         for feature in self._schema.profile:
             values = np.append(_ints(side, feature.name), 0)
-            columns[f"profile_{feature.name}"] = pa.array(np.where(found, values[place], 0), pa.int32())
+            kind = id_type(self._schema, feature)
+            columns[f"profile_{feature.name}"] = pa.array(np.where(found, values[place], 0), kind)
         return columns
 
     def _moments(self, moments: tuple[Numbers, Numbers], event_start: Numbers) -> dict[str, pa.Array]:
@@ -135,7 +137,7 @@ class Cutter:
             "moment_position": _lists(offsets, pa.array(position), pa.int32()),
         }
         for feature in self._schema.query:
-            columns[f"query_{feature.name}"] = _ids(offsets, rows, feature)
+            columns[f"query_{feature.name}"] = self._ids(offsets, rows, feature)
         return columns
 
     def _examples(self, group: Group, moments: tuple[Numbers, Numbers]) -> dict[str, pa.Array]:
@@ -153,12 +155,15 @@ class Cutter:
         name = group.name
         columns = {f"{name}_moment": _lists(offsets, pa.array(moment), pa.int32())}
         for feature in group.candidate:
-            columns[f"{name}_{feature.name}"] = _ids(offsets, rows, feature)
+            columns[f"{name}_{feature.name}"] = self._ids(offsets, rows, feature)
         dense = self._dense[name][index].ravel() if group.dense else np.zeros(0, np.float32)
         columns[f"{name}_dense"] = _lists(offsets * len(group.dense), pa.array(dense), pa.float32())
         for label in group.labels:
             columns[f"{name}_{label}"] = _lists(offsets, rows[label], pa.float32())
         return columns
+
+    def _ids(self, offsets: Numbers, rows: pa.Table, feature: Feature) -> pa.Array:
+        return _lists(offsets, rows[feature.name], id_type(self._schema, feature))
 
 
 def _ints(table: pa.Table, column: str) -> Numbers:
@@ -184,10 +189,6 @@ def _ranges(start: Numbers, end: Numbers) -> tuple[Numbers, Numbers]:
 def _lists(offsets: Numbers, values: pa.Array | pa.ChunkedArray, dtype: pa.DataType) -> pa.Array:
     flat = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat.cast(dtype))
-
-
-def _ids(offsets: Numbers, rows: pa.Table, feature: Feature) -> pa.Array:
-    return _lists(offsets, rows[feature.name], pa.list_(pa.int32()) if feature.multi else pa.int32())
 
 
 def num_list_values(table: pa.Table, column: str) -> int:

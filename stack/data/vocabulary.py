@@ -1,5 +1,8 @@
 """Vocabularies: raw id to row, append-only. Row 0 is "unknown"; an id keeps its row for ever.
 
+Tables whose ids have none (`ingest.raw_ids`) hold the ids' keys (`stack.data.keys`) where others hold rows; key 0 is
+"unknown" as row 0 is. Here such a vocabulary is None.
+
 The ids first seen on a day get the next rows in the order (first_day, raw), so that any cutting of the log into
 chunks numbers them alike. Where a day is ingested again, the ids it already brought keep their rows, and what is new
 goes to the end.
@@ -18,7 +21,7 @@ from ibis.expr.types import Table
 
 from stack.base.errors import DataError
 from stack.base.files import write_bytes
-from stack.data.engine import Engine
+from stack.data.engine import Engine, key_of
 
 USER = "user"
 
@@ -33,9 +36,9 @@ class Vocabularies:
         self._tables: dict[str, Table] = {}
         self._sizes: dict[str, dict[int, int]] = {}
 
-    def table(self, name: str) -> Table:
-        """(raw, row, first_day) of every id known so far."""
-        return self._tables[name]
+    def table(self, name: str) -> Table | None:
+        """(raw, row, first_day) of every id known so far; None for ids without a vocabulary, which was never loaded."""
+        return self._tables.get(name)
 
     def load(self, name: str, raw: str) -> None:
         """Reads what the dataset has; `raw` is the type of the ids, "int64" or "string".
@@ -56,12 +59,12 @@ class Vocabularies:
         self._open(name)
 
     def extend(self, found: dict[str, list[Table]], *, chunk: str) -> None:
-        """Gives rows to the ids that have none: of each vocabulary's tables (raw, day).
+        """Gives rows to the ids that have none: of each vocabulary's tables (raw, day). Others are passed over.
 
         The new ids are on disk when this returns: an ingest that is killed later finds them again.
         """
-        for kind in sorted({self._types[name] for name in found}):
-            names = sorted(name for name in found if self._types[name] == kind)
+        for kind in sorted({self._types[name] for name in found if name in self._types}):
+            names = sorted(name for name in found if self._types.get(name) == kind)
             for name, new in zip(names, self._new(names, kind, found), strict=True):
                 if new.num_rows:
                     self._append(name, new, chunk)
@@ -120,9 +123,13 @@ class Vocabularies:
         write_bytes(path, buffer.getvalue().to_pybytes())
 
 
-def encode(table: Table, columns: dict[str, Table]) -> Table:
-    """`table` with each named column of raw ids replaced by its vocabulary row (int64, 0 where unknown)."""
+def encode(table: Table, columns: dict[str, Table | None]) -> Table:
+    """`table` with each named column of raw ids replaced by its vocabulary row (int64, 0 where unknown), or by its key
+    where it has no vocabulary."""
     for column, vocabulary in columns.items():
+        if vocabulary is None:
+            table = table.mutate(**{column: key_of(table[column])})
+            continue
         lookup = vocabulary.select(raw_=vocabulary.raw, row_=vocabulary.row)
         joined = table.left_join(lookup, table[column] == lookup.raw_)
         table = joined.mutate(**{column: joined.row_.fill_null(0).cast("int64")}).drop("raw_", "row_")

@@ -80,10 +80,11 @@ def smoothed_rates(train: Rows, held_out: Rows, *, label: str) -> dict[str, Base
     overall = float(target_T.mean())
     found = {}
     for name, (seen_T, asked_E) in keys.items():
-        size = int(max(seen_T.max(), asked_E.max(initial=0))) + 1
-        tries, successes = np.bincount(seen_T, minlength=size), np.bincount(seen_T, target_T, size)
+        index_T, index_E = _dense_index(seen_T, asked_E)
+        size = int(index_T.max()) + 2
+        tries, successes = np.bincount(index_T, minlength=size), np.bincount(index_T, target_T, size)
         rate = (successes + PRIOR_EXAMPLES * overall) / (tries + PRIOR_EXAMPLES)
-        found[name] = Baseline(score=log_odds(rate[asked_E]), calibrated=True)
+        found[name] = Baseline(score=log_odds(rate[index_E]), calibrated=True)
     return found
 
 
@@ -114,11 +115,12 @@ def past_choices(train: Rows, held_out: Rows, *, label: str) -> dict[str, Baseli
     chosen = train.take(train.labels[label] > 0)
     found = {}
     for name in train.ids:
-        size = int(max(train.ids[name].max(initial=0), held_out.ids[name].max(initial=0))) + 1
-        popular = np.bincount(chosen.ids[name], minlength=size)
-        pairs, times = np.unique(chosen.user_E * size + chosen.ids[name], return_counts=True)
-        own_E = _lookup(pairs, times, held_out.user_E * size + held_out.ids[name])
-        found[f"{name} popularity"] = Baseline(score=popular[held_out.ids[name]], calibrated=False)
+        index_T, index_E = _dense_index(chosen.ids[name], held_out.ids[name])
+        size = int(index_T.max(initial=-1)) + 2
+        popular = np.bincount(index_T, minlength=size)
+        pairs, times = np.unique(chosen.user_E * size + index_T, return_counts=True)
+        own_E = _lookup(pairs, times, held_out.user_E * size + index_E)
+        found[f"{name} popularity"] = Baseline(score=popular[index_E], calibrated=False)
         found[f"user's own {name} count"] = Baseline(score=own_E, calibrated=False)
     return found
 
@@ -136,6 +138,8 @@ def _fill(value: Array) -> Array:
 def _dense_index(seen_T: Ints, asked_E: Ints) -> tuple[Ints, Ints]:
     """Indices 0..U-1 of the seen ids, and for each asked id its index, or U where it was never seen."""
     names_U, index_T = np.unique(seen_T, return_inverse=True)
+    if not len(names_U):
+        return index_T, np.zeros_like(asked_E)
     place_E = np.searchsorted(names_U, asked_E)
     found_E = names_U[np.minimum(place_E, len(names_U) - 1)] == asked_E
     return index_T, np.where(found_E, place_E, len(names_U))

@@ -23,6 +23,7 @@ from stack.data.schema import Schema
 from stack.export.config import ExportConfig
 from stack.export.graphs import build_graphs
 from stack.export.ids import ExportedIds
+from stack.export.lookup import write_map
 from stack.export.package import (
     FORMAT_VERSION,
     PARITY,
@@ -116,8 +117,13 @@ def _write_tables(trained: Trained, folder: Path) -> Iterator[tuple[str, Table]]
 
 
 def _write_vocabularies(trained: Trained, schema: Schema, folder: Path) -> Iterator[tuple[str, Vocabulary]]:
-    """Vocabularies of all features. Ids that have no row in their table are left out: it does not know them."""
+    """Vocabularies of all features, or what they have instead. Ids that have no row in their table are left out: it
+    does not know them."""
     for table in tables_of(schema):
+        raw_ids = trained.dataset.schema.without_vocabulary(table)
+        if raw_ids is not None:
+            yield table, write_map(folder, raw_ids, trained.ids.raw[table])
+            continue
         raw = trained.dataset.vocabulary(table).raw
         entry = trained.checkpoint.manifest.tables.get(table)
         if entry is not None and table not in trained.ids.of_keys:

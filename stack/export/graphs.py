@@ -59,6 +59,7 @@ def build_graphs(model: UserModel, schema: Schema, dims: Mapping[str, int]) -> G
             profile=model.places.profile,
             query=model.places.query,
             groups=tuple(_read(scorer) for scorer in scorers.values()),
+            raw_ids=schema.raw_ids,
         ),
         programs=programs,
         described=described,

@@ -1,9 +1,12 @@
-"""Hashed and managed ids in a package: its vocabularies lead straight to the rows of its tables.
+"""Hashed and managed ids in a package: how its raw ids lead to the rows of its tables.
 
 A vocabulary of a package maps raw ids to rows of the package's table. Where a table's ids are hashed or managed, the
 vocabulary's own rows are keys of the map, so the two are composed here, once, and serving knows nothing of it. An id
 without a row is left out and is unknown to serving, as it was to the model. Where an id has several rows the package's
 table has their sum, a row for each id of the vocabulary.
+
+Where ids have no vocabulary the package has the map itself (of a managed table the keys that have a row, of a hashed
+one nothing but its formula) and the rows as they were trained.
 
 Legend: N keys, K rows of a key, R rows, D width.
 """
@@ -19,20 +22,24 @@ from numpy.typing import NDArray
 from stack.base.errors import PackageError
 from stack.data.schema import Schema
 from stack.ids.config import IdMode
-from stack.ids.maps import IdMaps, RowsOf
+from stack.ids.frozen import FrozenMap
+from stack.ids.hashing import HashedRows
+from stack.ids.maps import IdMaps, RowsOf, frozen
 
 _BLOCK_KEYS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedIds:
-    """`of_keys`: the map of each table whose ids are not rows. `summed`: those of them with several rows for an id."""
+    """`of_keys`: the map of each table whose ids are not rows. `summed`: those of them with a vocabulary and several
+    rows for an id. `raw`: the maps of tables without a vocabulary."""
 
     of_keys: Mapping[str, RowsOf] = field(default_factory=dict)
     summed: frozenset[str] = frozenset()
+    raw: Mapping[str, FrozenMap | HashedRows] = field(default_factory=dict)
 
     def rows(self, table: str, row_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of the package's table for rows of the vocabulary."""
+        """Rows of the package's table for rows of the vocabulary, or keys: (N,), or (N, K) of a table in `raw`."""
         if table not in self.of_keys or table in self.summed:
             return row_N
         return self.of_keys[table](row_N)
@@ -56,13 +63,20 @@ class ExportedIds:
                 )
 
 
-def exported_ids(maps: IdMaps | None) -> ExportedIds:
-    """What a package needs of a trained model's maps, whose rows this process holds all."""
+def exported_ids(maps: IdMaps | None, schema: Schema) -> ExportedIds:
+    """What a package needs of a trained model's maps, whose rows this process holds all. `schema`: the data's."""
     if maps is None:
         return ExportedIds()
-    functions = maps.exported(maps.state())
+    states = maps.state()
+    functions = maps.exported(states)
     names = [name for name, spec in maps.specs.items() if spec.mode is not IdMode.direct]
+    raw = {
+        name: frozen(states[name]) if name in states else maps.hashed(name)
+        for name in names
+        if schema.without_vocabulary(name) is not None
+    }
     return ExportedIds(
         of_keys={name: functions[name] for name in names},
-        summed=frozenset(name for name in names if maps.rows_per_key(name) > 1),
+        summed=frozenset(name for name in names if maps.rows_per_key(name) > 1 and name not in raw),
+        raw=raw,
     )

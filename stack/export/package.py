@@ -11,6 +11,9 @@ An immutable folder, complete only when `manifest.json` is in it::
       vocab/item.ids.npy              raw ids in sorted order (int64, or UTF-8 bytes of fixed width)
       vocab/item.rows.npy             their rows, int32
 
+Of a managed table without a vocabulary `vocab` holds keys (`stack.data.keys`) in place of raw ids, of a hashed one
+nothing: `stack.export.lookup` finds rows in all three ways.
+
 All but the graphs can be read without torch; nothing in it is pickled by us. A `.pt2` file is a program: load only
 packages whose origin you trust. The digests guard against damage and mix-ups, not against an author.
 """
@@ -25,10 +28,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from stack.base.errors import PackageError
 from stack.base.files import sha256_of
 from stack.data.schema import Schema
+from stack.ids.hashing import HashVariant
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -110,10 +115,12 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Vocabulary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`text`: raw ids are strings; otherwise they are 64-bit integers."""
+    """`text`: raw ids are strings; otherwise they are 64-bit integers. `hash`: rows are computed from the key of any
+    raw id, in this way, and no ids are listed (`num_ids` is 0)."""
 
     num_ids: int
     text: bool
+    hash: HashVariant | UnsetType = UNSET
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -29,7 +29,7 @@ class ParityCheck:
     def __init__(
         self, runner: Runner, manifest: PackageManifest, model: UserModel, *, rows_of: RowsOf | None = None
     ) -> None:
-        """`rows_of(table, vocabulary rows)`: rows of the package's table; without, they are the same."""
+        """`rows_of(table, vocabulary rows or keys)`: rows of the package's table; without, they are the same."""
         self._runner, self._manifest, self._model = runner, manifest, model
         self._rows_of = rows_of or same_rows
         self._worst: dict[str, float] = {}

@@ -4,7 +4,7 @@
 `<table>.rows.npy`, searched by bisection: it costs memory for the pages touched, not for the whole. Text ids are
 UTF-8 bytes padded with NUL to the longest id's width, which keeps one vectorised search for both kinds.
 
-Shape legend: N ids or rows, D width of a table, G owners of the ids (events or candidates).
+Shape legend: N ids or rows, K rows that an id has, D width of a table, G owners of the ids (events or candidates).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from stack.base.errors import UserError
 from stack.data.schema import PADDING_ROW
+from stack.ids.frozen import FrozenMap
 
 MAX_TEXT_BYTES = 256
 RawIds = Sequence[int | str | None]
@@ -87,6 +88,10 @@ class VocabularyReader:
     def __len__(self) -> int:
         return int(self._ids_N.shape[0])
 
+    def as_map(self) -> FrozenMap:
+        """Of files that hold keys."""
+        return FrozenMap(key_N=self._ids_N, row_N=self._rows_N)
+
     def rows(self, raw: RawIds) -> NDArray[np.int64]:
         """Row of each raw id; missing and unknown ids get `PADDING_ROW`."""
         if not len(raw) or not len(self):
@@ -119,8 +124,9 @@ class TableReader:
         return int(self._weight_ND.shape[0])
 
     def vectors(self, rows_N: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(N, D): one row each; rows the table does not have give row 0."""
-        return self._weight_ND[self._clamp(rows_N)]
+        """(N, D): one row each, or for (N, K) the sum of K; rows the table does not have give row 0."""
+        found = self._weight_ND[self._clamp(rows_N)]
+        return found if rows_N.ndim == 1 else found.sum(axis=1)
 
     def means(self, rows_N: NDArray[np.int64], lengths_G: NDArray[np.int64]) -> NDArray[np.float32]:
         """(G, D): the mean of each owner's rows, as `stack.tables` pools them; zeros for an owner without any."""

@@ -1,4 +1,4 @@
-"""Runs a package's graphs on vocabulary rows: the one path that serving and the parity check share.
+"""Runs a package's graphs on rows of its tables: the one path that serving and the parity check share.
 
 Shape legend: T events of all users together, B users, L events of the longest user, E candidates, G owners of a
 bag, N ids, D width of a table, F dense features.
@@ -22,14 +22,14 @@ from stack.export.rows import TableReader
 
 @dataclass(frozen=True, kw_only=True)
 class Bags:
-    """Rows of a multi-valued feature: `rows_N` in one piece, `lengths_G` of them for each owner."""
+    """Rows of a multi-valued feature: `rows_N` in one piece ((N, K) as in `Rows`), `lengths_G` for each owner."""
 
     rows_N: NDArray[np.int64]
     lengths_G: NDArray[np.int64]
 
 
 Rows = NDArray[np.int64] | Bags
-"""Vocabulary rows of one feature: one for each owner, or a bag of them."""
+"""Rows of one feature in its table: one for each owner ((G, K) where an id has K, to be summed), or a bag of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

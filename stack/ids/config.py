@@ -17,7 +17,7 @@ class IdMode(Enum):
     """The kind of a table's map."""
 
     direct = "direct"
-    """A key is its row: one row for each id of the vocabulary."""
+    """A key is its row: one row for each id of the vocabulary. Not for ids that have none."""
     hashed = "hashed"
     """A hash of the key gives its row or rows; ids share rows by chance."""
     managed = "managed"

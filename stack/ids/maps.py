@@ -13,12 +13,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stack.data.keys import UNKNOWN_KEY
 from stack.data.schema import PADDING_ROW
 from stack.ids.blocks import Blocks, Exchange, even_blocks
 from stack.ids.bounded import BoundedMap
 from stack.ids.config import IdMode, IdSpec, Implementation, ManagedConfig
 from stack.ids.frozen import FrozenMap
-from stack.ids.hashing import UNKNOWN_KEY, HashedRows
+from stack.ids.hashing import HashedRows
 from stack.ids.managed import ManagedMap, MapFigures, MapState, Moved
 
 RowsOf = Callable[[NDArray[np.int64]], NDArray[np.int64]]
@@ -58,6 +59,10 @@ class IdMaps(nn.Module):
     def rows_per_key(self, name: str) -> int:
         """K: how many rows of the table are summed for a key."""
         return self._hashed[name].rows_per_key if name in self._hashed else 1
+
+    def hashed(self, name: str) -> HashedRows:
+        """The map of a hashed table."""
+        return self._hashed[name]
 
     @property
     def managed_names(self) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stack.ids.hashing import SALT_WAITING, UNKNOWN_KEY, hash64
+from stack.data.keys import UNKNOWN_KEY
+from stack.ids.hashing import SALT_WAITING, hash64
 
 
 class WaitingRoom:

@@ -20,6 +20,7 @@ import numpy as np
 from stack.base.errors import DataError, UserError
 from stack.data.batch import Batch, Ids, Jagged
 from stack.data.dataset import Dataset, Vocabulary
+from stack.data.keys import UNKNOWN_KEY
 from stack.data.loader import Loader
 from stack.data.schema import Feature, Schema
 
@@ -80,7 +81,7 @@ def held_out_request(dataset: Dataset, schema: Schema, *, day: str, group: str, 
     """The body of `items:score` for the first user of `day` with history and examples of `group`, in raw ids.
     `schema` is the package's: the features it reads.
 
-    Raises: `DataError` where the day has none.
+    Raises: `DataError` where the day has none, or a feature has texts without a vocabulary.
     """
     loader = Loader(dataset, days=[day], global_batch_size=64, shuffle=False, groups=[group], num_prefetch=0)
     for batch in loader:
@@ -131,11 +132,21 @@ class _Asker:
         return {name: column[0] for name, column in columns.items()}
 
     def _raw(self, feature: Feature, ids: Ids, owners: np.ndarray) -> list[Any]:
-        if feature.table not in self._vocabularies:
-            self._vocabularies[feature.table] = self._dataset.vocabulary(feature.table)
-        vocabulary = self._vocabularies[feature.table]
         if not isinstance(ids, Jagged):
-            return vocabulary.raw_ids(ids[owners].tolist())
+            return self._raw_ids(feature.table, ids[owners].tolist())
         ends = ids.lengths.cumsum(0)
         bags = [ids.values_N[ends[owner] - ids.lengths[owner] : ends[owner]].tolist() for owner in owners.tolist()]
-        return [[raw for raw in vocabulary.raw_ids(bag) if raw is not None] for bag in bags]
+        return [[raw for raw in self._raw_ids(feature.table, bag) if raw is not None] for bag in bags]
+
+    def _raw_ids(self, table: str, ids: list[int]) -> list[str | int | None]:
+        raw_ids = self._dataset.schema.without_vocabulary(table)
+        if raw_ids is None:
+            if table not in self._vocabularies:
+                self._vocabularies[table] = self._dataset.vocabulary(table)
+            return self._vocabularies[table].raw_ids(ids)
+        if raw_ids.text:
+            raise DataError(
+                f"prepared data hold the texts of {table!r} (ingest.raw_ids) as 64-bit hashes, which cannot be turned "
+                "back: ask with ids out of the log itself"
+            )
+        return [None if key == UNKNOWN_KEY else key for key in ids]

@@ -13,11 +13,12 @@ from typing import cast
 import numpy as np
 import torch
 from msgspec import Struct
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stack.data.schema import PADDING_ROW, Feature
+from stack.export.lookup import Lookup, lookups
 from stack.export.package import USER_HALF, USER_VECTOR, Link, PackageManifest, Task, open_package
-from stack.export.rows import VocabularyReader
 from stack.export.runner import Bags, Candidates, Rows, Runner, Users
 from stack.serve.request import Column, RawId, RequestError, Score, Single, User
 
@@ -26,7 +27,7 @@ Value = float | list[float] | dict[str, float]
 
 
 class Embedding(Struct, frozen=True, kw_only=True):
-    """The answer of `users:embed`. `unknown` counts, by feature, the given ids that no vocabulary has."""
+    """The answer of `users:embed`. `unknown` counts, by feature, the given ids that are unknown."""
 
     vector: list[float]
     tasks: dict[str, Value]
@@ -51,7 +52,7 @@ class Predictor:
     def __init__(self, folder: Path) -> None:
         self.manifest: PackageManifest = open_package(folder)
         self._runner = Runner(folder, self.manifest)
-        self._vocabularies = {name: VocabularyReader(folder / "vocab", name) for name in self.manifest.vocabularies}
+        self._lookups = lookups(folder, self.manifest)
         self._scorers = {graph.group: name for name, graph in self.manifest.graphs.items() if graph.group}
 
     def warm_up(self) -> None:
@@ -136,7 +137,7 @@ class Predictor:
             column = columns.get(feature.name)
             if column is None:
                 column = [[] if feature.multi else None] * num_owners  # type: ignore[assignment]
-            rows[feature.name], missed = _look_up(self._vocabularies[feature.table], feature, column)
+            rows[feature.name], missed = _look_up(self._lookups[feature.table], feature, column)
             if missed:
                 unknown[f"{where}.{feature.name}"] += missed
         return rows
@@ -149,18 +150,23 @@ def _listed(columns: Mapping[str, Single]) -> dict[str, Column]:
     return {name: cast(Column, [value]) for name, value in columns.items() if value is not None}
 
 
-def _look_up(vocabulary: VocabularyReader, feature: Feature, column: Column) -> tuple[Rows, int]:
-    """Rows of a column and how many of its ids the vocabulary does not have."""
+def _look_up(lookup: Lookup, feature: Feature, column: Column) -> tuple[Rows, int]:
+    """Rows of a column and how many of its ids are unknown."""
     assert column is not None
     if not feature.multi:
         flat = cast(list[RawId], column)
-        rows_N = vocabulary.rows(flat)
-        return rows_N, int((rows_N == PADDING_ROW).sum()) - flat.count(None)
+        rows_N = lookup.rows(flat)
+        return rows_N, _num_unknown(rows_N) - flat.count(None)
     bags = cast(list[list[RawId]], column)
-    rows_N = vocabulary.rows([raw for bag in bags for raw in bag])
-    return Bags(rows_N=rows_N, lengths_G=np.array([len(bag) for bag in bags], dtype=np.int64)), int(
-        (rows_N == PADDING_ROW).sum()
-    )
+    rows_N = lookup.rows([raw for bag in bags for raw in bag])
+    lengths_G = np.array([len(bag) for bag in bags], dtype=np.int64)
+    return Bags(rows_N=rows_N, lengths_G=lengths_G), _num_unknown(rows_N)
+
+
+def _num_unknown(rows_N: NDArray[np.int64]) -> int:
+    """Ids without a row; of several rows all are `PADDING_ROW` or none."""
+    unknown = rows_N == PADDING_ROW
+    return int((unknown if rows_N.ndim == 1 else unknown.all(axis=1)).sum())
 
 
 def _answer(task: Task, output: Mapping[str, Tensor]) -> list[Value]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from stack.base.errors import ConfigError
+from stack.data.schema import Schema
 from stack.ids.blocks import Blocks
 from stack.ids.bounded import BoundedMap
 from stack.ids.config import IdMode, IdsConfig, IdSpec, ManagedConfig, id_specs
@@ -15,11 +16,21 @@ from stack.tables.config import TableSpec
 from stack.tables.placement import Plan, TablePlan
 
 
-def specs_with_ids(specs: Sequence[TableSpec], config: IdsConfig) -> tuple[list[TableSpec], list[IdSpec]]:
+def specs_with_ids(
+    specs: Sequence[TableSpec], config: IdsConfig, *, schema: Schema | None = None
+) -> tuple[list[TableSpec], list[IdSpec]]:
     """The tables with the rows that `ids` gives them (those of `specs` where ids are direct), and their maps.
 
-    Raises: `ConfigError` where `ids` names no table, or a hashed or managed table has no rows.
+    `schema`: of the data, where there are any: ids that have no vocabulary there cannot be direct.
+    Raises: `ConfigError` where `ids` names no table, a hashed or managed table has no rows, or such ids are direct.
     """
+    for spec in specs:
+        raw = schema is not None and schema.without_vocabulary(spec.name) is not None
+        if raw and config.mode_of(spec.name) is IdMode.direct:
+            raise ConfigError(
+                f"table {spec.name!r} has no vocabulary (ingest.raw_ids), so its ids cannot be direct: set "
+                f"ids.modes.{spec.name} to managed or hashed, and ids.rows.{spec.name} to its number of rows"
+            )
     maps = id_specs(config, names=[spec.name for spec in specs], num_rows={spec.name: spec.num_rows for spec in specs})
     return [replace(spec, num_rows=one.num_rows) for spec, one in zip(specs, maps, strict=True)], maps
 

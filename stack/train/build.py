@@ -84,7 +84,8 @@ def build_sharded_model(
     day: ids that come later are unknown to it). Its plan is written to `plan_path`. Needs a process group."""
     names = places_of(setup.model, setup.tasks, dataset.schema).tables()
     num_rows = dataset.num_rows(last_day)
-    specs, maps = specs_with_ids(table_specs(setup.tables, names=names, num_rows=num_rows), setup.ids)
+    sized = table_specs(setup.tables, names=names, num_rows=num_rows)
+    specs, maps = specs_with_ids(sized, setup.ids, schema=dataset.schema)
     plan = plan_for(
         setup.tables,
         specs,

@@ -80,7 +80,7 @@ def specs_of(setup: Setup) -> list[TableSpec]:
     names = places_of(setup.model, setup.tasks, dataset.schema).tables()
     last_day = training_days(dataset, setup.train)[-1]
     specs = table_specs(setup.tables, names=names, num_rows=dataset.num_rows(last_day))
-    return specs_with_ids(specs, setup.ids)[0]
+    return specs_with_ids(specs, setup.ids, schema=dataset.schema)[0]
 
 
 def _sweep(request: Request, what: Sweep, *, num_doublings: int, folder: Path | None) -> None:

@@ -13,7 +13,7 @@ from stack.base.errors import DataError
 from stack.data.badrows import Checked, check, refuse_above
 from stack.data.canonical import Canonical
 from stack.data.engine import DuckEngine
-from stack.data.schema import Schema
+from stack.data.schema import RawIds, Schema
 
 DAY = 17_000
 NOON = DAY * 86_400 + 43_200
@@ -60,6 +60,23 @@ def test_a_row_left_out_on_purpose_is_counted_as_such_even_without_side_informat
     assert found.dropped == {DAY: {"excluded_returned": 2, "no_side_information": 1, "bad_item": 1}}
     assert found.num_rows == {DAY: 5}
     assert engine.fetch(found.valid)["row_id"].to_pylist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("raw_ids", "dropped"), [((), {}), ((RawIds(table="item", text=False),), {DAY: {"bad_item": 1}})]
+)
+def test_the_id_0_is_a_missing_one_where_ids_have_no_vocabulary(
+    engine: DuckEngine, raw_ids: tuple[RawIds, ...], dropped: dict[int, dict[str, int]]
+) -> None:
+    kinds = ibis.schema(COLUMNS | {"item": "int64"})
+    canonical = Canonical(
+        schema=Schema(event=(), raw_ids=raw_ids),
+        events=ibis.memtable([event(row, item=item) for row, item in enumerate((0, -7))], schema=kinds),  # type: ignore[arg-type]
+        items=None,
+        known_types=("buy",),
+        positive_types=("buy",),
+    )
+    assert check(canonical, engine=engine, days=(None, None), now=NOON + 9, num_samples=5).dropped == dropped
 
 
 def test_rows_left_out_on_purpose_are_not_part_of_the_share_that_is_refused(engine: DuckEngine) -> None:

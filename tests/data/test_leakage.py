@@ -90,10 +90,10 @@ def seen(row: dict[str, Any], time: int) -> dict[str, Any]:
     return kept
 
 
-def assert_no_leak(folder: Path, seed: int, time: int) -> None:
+def assert_no_leak(folder: Path, seed: int, time: int, **options: Any) -> None:
     log = log_of(seed)
     for name, rows in (("a", log), ("b", changed(log, log_of(seed + 1), time))):
-        run(write_log(folder / name / "log", **rows), folder / name / "out")  # type: ignore[arg-type]
+        run(write_log(folder / name / "log", **rows), folder / name / "out", **options)  # type: ignore[arg-type]
     num_examples = 0
     for day in range(FIRST, time // DAY + 1):
         a, b = ({row["user"]: row for row in read_day(folder / name / "out", day)} for name in ("a", "b"))
@@ -112,6 +112,11 @@ def test_what_happens_at_a_moment_or_later_changes_nothing_that_it_sees(
     tmp_path_factory: pytest.TempPathFactory, seed: int, day: int, second: int
 ) -> None:
     assert_no_leak(tmp_path_factory.mktemp("leak"), seed, (FIRST + day) * DAY + second)
+
+
+def test_nothing_later_is_seen_where_ids_have_no_vocabulary_either(tmp_path: Path) -> None:
+    """Brands keep theirs, whose first days then come of the days on which items are at hand."""
+    assert_no_leak(tmp_path, 11, (FIRST + 2) * DAY + 1000, raw_ids=["item", "category", "tags", "icon", "age"])
 
 
 def at_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,19 +45,24 @@ def test_majority_class_and_the_users_own_class_by_hand() -> None:
 
 
 def test_past_rates_by_hand_fall_back_on_the_overall_rate() -> None:
-    train = rows([1] * 10 + [2] * 10, [1.0] * 5 + [0.0] * 15, icons=[4] * 20)
-    found = baselines.smoothed_rates(train, rows([1, 2, 3], [0, 0, 0], icons=[4, 4, 900]), label="label")
+    train = rows([1] * 10 + [2] * 10, [1.0] * 5 + [0.0] * 15, icons=[-(2**62)] * 20)
+    found = baselines.smoothed_rates(train, rows([1, 2, 3], [0, 0, 0], icons=[-(2**62), -(2**62), 900]), label="label")
     odds = [(5 + 10 * 0.25) / 20, (0 + 10 * 0.25) / 20, 0.25]
     assert found["user's past rate"].score == pytest.approx([math.log(p / (1 - p)) for p in odds])
     assert metrics.sigmoid(found["icon's past rate"].score) == pytest.approx([0.25, 0.25, 0.25])
     assert baselines.smoothed_rates(rows([1], [0.0]), train, label="label") == {}
 
 
-def test_past_choices_count_only_what_was_chosen() -> None:
-    train = rows([1, 1, 1, 2], [1.0, 1.0, 0.0, 1.0], icons=[5, 5, 6, 6])
-    found = baselines.past_choices(train, rows([1, 1, 2, 3], [0] * 4, icons=[5, 6, 6, 5]), label="label")
-    assert found["icon popularity"].score.tolist() == [2, 1, 1, 2]
-    assert found["user's own icon count"].score.tolist() == [2, 0, 1, 0]
+@pytest.mark.parametrize("far", [0, 2**62, -(2**62)])
+def test_past_choices_count_only_what_was_chosen(far: int) -> None:
+    """Rows of a vocabulary, or keys of any size and sign."""
+    train = rows([1, 1, 1, 2], [1.0, 1.0, 0.0, 1.0], icons=[5 + far, 5 + far, 6 - far, 6 - far])
+    held = rows([1, 1, 2, 3, 1], [0] * 5, icons=[5 + far, 6 - far, 6 - far, 5 + far, 7 + far])
+    found = baselines.past_choices(train, held, label="label")
+    assert found["icon popularity"].score.tolist() == [2, 1, 1, 2, 0]
+    assert found["user's own icon count"].score.tolist() == [2, 0, 1, 0, 0]
+    nothing = baselines.past_choices(train.take(train.labels["label"] < 0), held, label="label")
+    assert nothing["icon popularity"].score.tolist() == [0] * 5
 
 
 def test_learners_find_what_the_features_hold_and_are_calibrated() -> None:

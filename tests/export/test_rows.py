@@ -63,6 +63,8 @@ def test_a_table_written_in_parts_gives_its_rows_and_row_zero_for_others(tmp_pat
     table = TableReader(tmp_path / "t.npy")
     assert (table.num_rows, table.dim) == (7, 3)
     np.testing.assert_array_equal(table.vectors(np.array([6, 0, 7, -1, 2])), weight_ND[[6, 0, 0, 0, 2]])
+    summed_ND = table.vectors(np.array([[6, 1], [2, 2]]))
+    np.testing.assert_array_equal(summed_ND, [weight_ND[6] + weight_ND[1], weight_ND[2] + weight_ND[2]])
 
 
 def test_means_are_those_of_each_owner_and_zero_without_ids(tmp_path: Path) -> None:

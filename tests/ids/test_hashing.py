@@ -9,14 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stack.data.keys import UNKNOWN_KEY, hash_texts, keys_of
 from stack.ids.hashing import (
-    UNKNOWN_KEY,
     HashedRows,
     HashVariant,
     hash63,
     hash64,
-    hash_texts,
-    keys_of,
     measured_collisions,
 )
 

@@ -143,7 +143,7 @@ def test_a_package_of_managed_and_hashed_ids_equals_the_trained_model(whole: Run
     """`export` compares both on a day of data and refuses a difference."""
     with process_group(device=CPU):
         run = open_run(setup_of(whole), step=None, device=CPU)
-        ids = exported_ids(id_maps(run.model))
+        ids = exported_ids(id_maps(run.model), run.dataset.schema)
         trained = Trained(name="whole", model=run.user_model, checkpoint=run.checkpoint, dataset=run.dataset, ids=ids)
         manifest = export(trained, folder=whole.folder / "package", config=ExportConfig())
         maps = id_maps(run.model)
