@@ -18,7 +18,8 @@ START = 1_488_326_400
 """2017-03-01, as epoch seconds."""
 IDS = [
     "ids.modes.item=managed", "ids.rows.item=30", "ids.modes.brand=hashed", "ids.rows.brand=8",
-    "ids.modes.tags=hashed", "ids.rows.tags=8", "ids.hash=double", "ids.managed.admit_after=1",
+    "ids.modes.tags=hashed", "ids.rows.tags=8", "ids.modes.shop=hashed", "ids.rows.shop=8", "ids.hash=double",
+    "ids.managed.admit_after=1",
 ]  # fmt: skip
 
 
@@ -29,24 +30,26 @@ def item(number: int) -> int:
 
 def write_log(path: Path) -> Path:
     rng = random.Random(0)
-    lines = ["user,item,time,type,brand,tags"]
+    lines = ["user,item,time,type,shop,brand,tags"]
     for day in range(NUM_DAYS):
         for _ in range(60):
             number = rng.randrange(25)
             time = START + day * 86_400 + rng.randrange(80_000)
             kind = rng.choice(["view", "buy"])
-            lines.append(f"u{rng.randrange(12)},{item(number)},{time},{kind},b{number % 5},t{number % 3}|t{number % 7}")
-    lines.append(f"u1,0,{START},buy,b1,t1")
+            side = f"{number % 4 + 1},b{number % 5},t{number % 3}|t{number % 7}"
+            lines.append(f"u{rng.randrange(12)},{item(number)},{time},{kind},{side}")
+    lines.append(f"u1,0,{START},buy,1,b1,t1")
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
+@pytest.mark.slow
 def test_raw_ids_from_the_log_to_the_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log, out = write_log(tmp_path / "log.csv"), tmp_path / "prepared"
     data = ["data=events", f"data.path={log}", f"data.out={out}", "data.positive_types=[buy]"]
-    data += [f"data.columns.{name}={name}" for name in ("type", "brand", "tags")]
+    data += [f"data.columns.{name}={name}" for name in ("type", "shop", "brand", "tags")]
     run = [f"run.dir={tmp_path}", "run.name=raw"]
-    assert main(["ingest", *data, "ingest.raw_ids=[item,brand,tags]", "ingest.num_threads=1"]) == 0
+    assert main(["ingest", *data, "ingest.raw_ids=[item,shop,brand,tags]", "ingest.num_threads=1"]) == 0
     shown = capsys.readouterr().out
     assert "dropped: bad_item" in shown, "the id 0 is the unknown one"
     assert sorted(path.name for path in (out / "vocab").iterdir()) == ["type", "user"]
@@ -67,7 +70,7 @@ def test_raw_ids_from_the_log_to_the_server(tmp_path: Path, capsys: pytest.Captu
     predictor.warm_up()
     decoder = Decoder(predictor.manifest, Limits(num_events=10, num_candidates=10, num_ids=10))
     seen = {"time": [START, START + 5], "item": [item(3), item(4)], "brand": ["b3", None], "tags": [["t0", "t3"], []]}
-    candidates = {"item": [item(1), item(2), 5], "brand": ["b1", "b2", "b1"], "tags": [["t1"], ["t2"], ["t1"]]}
+    candidates = {"item": [item(1), item(2), 5], "shop": [2, 3, 2], "tags": [["t1"], ["t2"], ["t1"]]}
     body = {"now": START + 9, "events": seen, "group": "impression", "candidates": candidates}
     answer = predictor.score(decoder.score(msgspec.json.encode(body)))
     assert answer.unknown == {"candidates.item": 1}, "of the items one was never seen; hashes know all"

@@ -82,6 +82,7 @@ def test_keys_take_the_place_of_rows_and_all_else_is_the_same(tmp_path: Path) ->
         rows, found = read_day(tmp_path / "rows", day), read_day(tmp_path / "keys", day)
         assert [keyed(row, {}) for row in found] == [keyed(row, keys) for row in rows]
         assert sum(len(row["impression_item"]) for row in rows) > 50
+    assert b"raw_ids" not in (tmp_path / "rows" / "dataset.json").read_bytes(), "with vocabularies it is what it was"
     for table in ("brand", "shop", "user"):
         assert words(tmp_path / "keys", table) == words(tmp_path / "rows", table), table
     assert not [table for table in RAW if (tmp_path / "keys" / "vocab" / table).exists()]

@@ -172,5 +172,6 @@ def test_every_table_has_a_vocabulary_of_its_rows(trained: Trained, package: Pat
     tables = trained.checkpoint.manifest.tables
     known = {name: vocabulary.num_ids + 1 for name, vocabulary in manifest.vocabularies.items()}
     assert {name: table.num_rows for name, table in tables.items()} == {name: known[name] for name in tables}
+    assert not any(word in (package / "manifest.json").read_bytes() for word in (b"raw_ids", b'"hash"')), "as before"
     reader = VocabularyReader(package / "vocab", "item")
     assert reader.rows(["item-1", "item-199", "item-200", None]).tolist() == [1, 199, 0, 0]
