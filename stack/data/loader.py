@@ -141,7 +141,9 @@ class Loader:
         """This rank's timelines of a block, and for each of its buckets their order as indices into them."""
         buckets = range(self._rank, self._dataset.num_buckets, self._world_size)
         files = [self._dataset.bucket_path(day, bucket) for bucket in buckets for day in self.blocks[block]]
-        data = read_block(files, schema=self._dataset.schema, groups=self._groups)
+        sizes_of_days = [self._dataset.num_rows(day) for day in self.blocks[block]]
+        num_rows = {table: max(sizes[table] for sizes in sizes_of_days) for table in sizes_of_days[0]}
+        data = read_block(files, schema=self._dataset.schema, groups=self._groups, num_rows=num_rows)
         sizes = [self._sizes[block][bucket] for bucket in buckets]
         if data.num_timelines != sum(sizes):
             raise DataError(

@@ -11,7 +11,7 @@ An Arrow list column is its values in one piece plus offsets; both are taken as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stack.base.errors import DataError
@@ -64,13 +65,18 @@ class Block:
         return len(self.event.offsets) - 1
 
 
-def read_block(files: Sequence[Path], *, schema: Schema, groups: Sequence[Group]) -> Block:
-    """The timelines of `files`, one file after the other, with the examples of `groups` alone.
+def read_block(files: Sequence[Path], *, schema: Schema, groups: Sequence[Group], num_rows: Mapping[str, int]) -> Block:
+    """The timelines of `files`, one file after the other, with the examples of `groups` alone. `num_rows` are the sizes
+    of the vocabularies, row 0 counted.
 
-    Raises `DataError` naming the file and column that is missing, has nulls, or has lists of unequal lengths.
+    Raises `DataError` naming the file and column that is missing, has nulls, ids that are no row of their
+    vocabulary, or lists of unequal lengths.
     """
     types = column_types(schema, groups)
     tables = [_read_file(file, types) for file in files]
+    for name, table in _vocabularies(schema, groups).items():
+        for file, rows in zip(files, tables, strict=True):
+            _check_rows(file, name, rows[name], table, num_rows[table])
     whole = {name: _concatenate([_decode(table[name], kind) for table in tables], kind) for name, kind in types.items()}
     where = f"{files[0]}" if len(files) == 1 else f"the {len(files)} files from {files[0]}"
     event = _level(whole, "event_", ["time", *_names((*schema.event, *schema.property))], where)
@@ -105,6 +111,30 @@ def column_types(schema: Schema, groups: Sequence[Group]) -> dict[str, pa.DataTy
         floats = [*(["dense"] if group.dense else []), *group.labels]
         types |= {f"{group.name}_{name}": pa.list_(pa.float32()) for name in floats}
     return types
+
+
+def _vocabularies(schema: Schema, groups: Sequence[Group]) -> dict[str, str]:
+    """The vocabulary whose rows each column has."""
+    features = [("event", (*schema.event, *schema.property)), ("profile", schema.profile), ("query", schema.query)]
+    features += [(group.name, group.candidate) for group in groups]
+    return {"user": "user"} | {
+        f"{prefix}_{feature.name}": feature.table
+        for prefix, some in features
+        for feature in some
+        if schema.without_vocabulary(feature.table) is None
+    }
+
+
+def _check_rows(file: Path, name: str, column: pa.ChunkedArray, table: str, num_rows: int) -> None:
+    while pa.types.is_list(column.type):
+        column = pc.list_flatten(column)
+    found = pc.min_max(column)
+    for row in (found["min"].as_py(), found["max"].as_py()):
+        if row is not None and not 0 <= row < num_rows:
+            raise DataError(
+                f"{file}: column '{name}' has the id {row}, but the vocabulary '{table}' had the rows 0 to "
+                f"{num_rows - 1} on its day: ingest that day again"
+            )
 
 
 def id_type(schema: Schema, feature: Feature) -> pa.DataType:

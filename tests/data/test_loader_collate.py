@@ -33,6 +33,7 @@ MIXED = Schema(
         Group(name="price", labels=("tier",)),
     ),
 )
+ROOM = dict.fromkeys((*MIXED.tables(), "user"), 1_000_000)
 Row = dict[str, object]
 
 
@@ -132,7 +133,7 @@ def test_a_batch_equals_a_slow_construction(tmp_path: Path, files: list[list[Row
     paths = [write(tmp_path / f"{number}.parquet", rows) for number, rows in enumerate(files)]
     rows = [row for part in files for row in part]
     picked = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8) if rows else st.just([]))
-    block = read_block(paths, schema=MIXED, groups=MIXED.groups)
+    block = read_block(paths, schema=MIXED, groups=MIXED.groups, num_rows=ROOM)
     batch = collate(block, np.asarray(picked, dtype=np.int64), schema=MIXED, groups=MIXED.groups)
     assert block.num_timelines == len(rows)
     assert flatten(batch) == slow([rows[index] for index in picked])
@@ -171,25 +172,43 @@ ONE: Row = {
 def test_rows_that_contradict_the_layout_are_refused(tmp_path: Path, change: Row, text: str) -> None:
     file = write(tmp_path / "bucket.parquet", [ONE | change])
     with pytest.raises(DataError, match=text):
-        read_block([file], schema=MIXED, groups=MIXED.groups)
+        read_block([file], schema=MIXED, groups=MIXED.groups, num_rows=ROOM)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"event_item": [1, 4]}, "column 'event_item' has the id 4, but the vocabulary 'item' had the rows 0 to 3 on "),
+        ({"impression_item": [-1]}, "column 'impression_item' has the id -1, but the vocabulary 'item' "),
+        ({"event_tags": [[1], [0, 5]]}, "column 'event_tags' has the id 5, but the vocabulary 'tags' had .* 0 to 4 "),
+        ({"profile_likes": [-7]}, "column 'profile_likes' has the id -7, .*: ingest that day again"),
+        ({"user": 2}, "bucket.parquet: column 'user' has the id 2, but the vocabulary 'user' had the rows 0 to 1 on "),
+    ],
+)  # fmt: skip
+def test_ids_that_are_no_row_of_their_vocabulary_are_refused(tmp_path: Path, change: Row, text: str) -> None:
+    room = {"item": 4, "tags": 5, "type": 2, "age": 2, "shop": 2, "word": 1, "user": 2}
+    read_block([write(tmp_path / "good.parquet", [ONE])], schema=MIXED, groups=MIXED.groups, num_rows=room)
+    file = write(tmp_path / "bucket.parquet", [ONE | change])
+    with pytest.raises(DataError, match=text):
+        read_block([file], schema=MIXED, groups=MIXED.groups, num_rows=room)
 
 
 def test_a_file_without_a_column_or_with_another_type_is_refused(tmp_path: Path) -> None:
     table = pq.read_table(write(tmp_path / "good.parquet", [ONE]))
     pq.write_table(table.drop_columns(["event_item"]), tmp_path / "missing.parquet")
     with pytest.raises(DataError, match="missing.parquet has no column 'event_item'"):
-        read_block([tmp_path / "missing.parquet"], schema=MIXED, groups=())
+        read_block([tmp_path / "missing.parquet"], schema=MIXED, groups=(), num_rows=ROOM)
     pq.write_table(table.set_column(0, "user", pa.array(["u"])), tmp_path / "text.parquet")
     with pytest.raises(DataError, match=r"text.parquet: column 'user' is string, not int32"):
-        read_block([tmp_path / "text.parquet"], schema=MIXED, groups=())
+        read_block([tmp_path / "text.parquet"], schema=MIXED, groups=(), num_rows=ROOM)
 
 
 def test_a_file_that_is_no_parquet_or_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(DataError, match=r"broken.parquet cannot be read as Parquet"):
-        read_block([tmp_path / "broken.parquet"], schema=MIXED, groups=())
+        read_block([tmp_path / "broken.parquet"], schema=MIXED, groups=(), num_rows=ROOM)
     with pytest.raises(DataError, match=r"absent.parquet is missing: ingest its day again"):
-        read_block([tmp_path / "absent.parquet"], schema=MIXED, groups=())
+        read_block([tmp_path / "absent.parquet"], schema=MIXED, groups=(), num_rows=ROOM)
 
 
 def test_columns_of_groups_not_asked_for_are_not_read(tmp_path: Path) -> None:
@@ -197,5 +216,5 @@ def test_columns_of_groups_not_asked_for_are_not_read(tmp_path: Path) -> None:
     kept = [name for name in table.column_names if not name.startswith("impression_")]
     pq.write_table(table.select(kept), tmp_path / "few.parquet")
     groups = (MIXED.group("price"),)
-    block = read_block([tmp_path / "few.parquet"], schema=MIXED, groups=groups)
+    block = read_block([tmp_path / "few.parquet"], schema=MIXED, groups=groups, num_rows=ROOM)
     assert set(collate(block, np.array([0]), schema=MIXED, groups=groups).groups) == {"price"}
