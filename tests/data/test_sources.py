@@ -279,6 +279,7 @@ def test_tabs_quotes_gzip_and_parts_read_as_one_plain_file_does(backend: BaseBac
 
 
 @pytest.mark.spark
+@pytest.mark.timeout(900)  # two minutes of processor time, and longer where others share it
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("java") is None, reason="there is no Java on this machine, and Spark needs it")
 @pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning")
