@@ -15,6 +15,7 @@ import msgspec
 import psutil
 
 from tests.distributed.launch import ROOT
+from tests.distributed.networks import INTERFACE, Host
 
 TIMEOUT_SECONDS = 240
 NUM_STEPS = 64
@@ -48,12 +49,13 @@ class Job:
             launch.kill()
             launch.wait()
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """One more `stack launch train`; what it says goes into a file."""
+    def start(self, host: Host | None = None) -> subprocess.Popen[bytes]:
+        """One more `stack launch train`, on the given host where they are told apart; what it says goes into a file."""
         stream = self._runs / f"{self.folder.name}-{len(self._launches)}.txt"
+        inside, options = list(host.inside) if host else [], _own_options(host) if host else []
         with stream.open("wb") as file:
             launch = subprocess.Popen(
-                [sys.executable, "-m", "stack", "launch", "train", *self._options],
+                [*inside, sys.executable, "-m", "stack", "launch", "train", *self._options, *options],
                 cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=file, stderr=subprocess.STDOUT,
             )  # fmt: skip
         self._launches.append(launch)
@@ -82,7 +84,7 @@ class Job:
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while not happened():
             assert time.monotonic() < deadline, f"no {what} after {TIMEOUT_SECONDS} s:\n{self.said()}"
-            ended = [launch.returncode for launch in self._launches[-1:] if launch.poll() is not None]
+            ended = [launch.returncode for launch in self._launches if launch.poll() not in (None, -signal.SIGKILL)]
             assert not ended, f"over before {what}, with {ended}:\n{self.said()}"
             time.sleep(0.005)
 
@@ -90,9 +92,13 @@ class Job:
         log = self.folder / "steps.jsonl"
         return log.read_bytes().count(b"\n") if log.is_file() else 0
 
+    def workers(self) -> list[psutil.Process]:
+        """The processes that train."""
+        return [process for process in self._processes() if _rank(process) >= 0]
+
     def worker(self, rank: int) -> psutil.Process:
         """The process that trains as `rank`."""
-        found = [process for process in self._processes() if _rank(process) == rank]
+        found = [process for process in self.workers() if _rank(process) == rank]
         assert len(found) == 1, f"rank {rank} is {len(found)} processes"
         return found[0]
 
@@ -104,6 +110,11 @@ class Job:
         """The run's log without its times."""
         records = [msgspec.json.decode(line) for line in (self.folder / "steps.jsonl").read_bytes().splitlines()]
         return [{key: value for key, value in record.items() if "seconds" not in key} for record in records]
+
+    def num_processes(self) -> list[int]:
+        """How many processes trained after each start."""
+        file = self.folder / "versions.json"
+        return [start["processes"] for start in msgspec.json.decode(file.read_bytes())] if file.is_file() else []
 
     def rank_logs(self) -> dict[str, str]:
         """What each process wrote to stdout and stderr, by the path below the run's logs, without random parts."""
@@ -135,6 +146,10 @@ def lose_host(launch: subprocess.Popen[bytes]) -> None:
     for process in family:
         _kill(process)
     launch.wait()
+
+
+def _own_options(host: Host) -> list[str]:
+    return [f"launch.local_addr={host.address}", f"launch.env.GLOO_SOCKET_IFNAME={INTERFACE}"]
 
 
 def _kill(process: psutil.Process, number: signal.Signals = signal.SIGKILL) -> None:
