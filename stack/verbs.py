@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stack.base.dist import own_device, process_group, world
-from stack.base.errors import ConfigError
+from stack.base.errors import ConfigError, DataError
 from stack.data.sources import SOURCES
 from stack.job import CHOICES, Composer, Job, configs_folder, from_yaml, to_yaml
 from stack.telemetry.console import say, show
@@ -128,10 +128,28 @@ def _launch(words: Sequence[str]) -> None:
         _refuse_options_of_the_run(request.verb, request.options)
 
     def start(job: Job) -> None:
-        place = Place(folder=job.run.folder, name=job.run.name, serve_host=job.serve.host, serve_port=job.serve.port)
+        place = Place(
+            folder=job.run.folder,
+            name=job.run.name,
+            num_buckets=_num_buckets(job, request.verb),
+            serve_host=job.serve.host,
+            serve_port=job.serve.port,
+        )
         run_torchx(request, launch=job.launch, cluster=job.cluster, place=place)
 
     Composer(root=Job, choices=CHOICES, folder=configs_folder()).launch("launch", request.options, start)
+
+
+def _num_buckets(job: Job, verb: str) -> int | None:
+    """Of the data that a launched verb will train on, where they are seen from here."""
+    from stack.data.dataset import Dataset
+
+    if verb == "daily":
+        return job.ingest.num_buckets
+    try:
+        return Dataset(Path(job.data.out)).num_buckets if verb == "train" else None
+    except DataError:  # elsewhere, or not ingested yet
+        return None
 
 
 def _complete(job: Job) -> None:

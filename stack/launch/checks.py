@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import shutil
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ def check_job(verb: str, *, launch: LaunchConfig, cluster: ClusterConfig, place:
     if scheduler is Scheduler.local_cwd and set("=,") & set(str(place.folder)):
         raise ConfigError(f"run.dir: the run folder {place.folder} must have no '=' or ',': torchx splits there")
     _check_hosts(verb, launch, cluster)
+    if place.num_buckets is not None:
+        _check_processes(verb, launch, cluster, num_buckets=place.num_buckets)
     if verb == "serve":
         _check_server(launch, cluster, place)
 
@@ -69,6 +72,19 @@ def _check_hosts(verb: str, launch: LaunchConfig, cluster: ClusterConfig) -> Non
             f"launch.local_addr={launch.local_addr} would be the address of all cluster.hosts={cluster.hosts}: "
             "leave it out"
         )
+
+
+def _check_processes(verb: str, launch: LaunchConfig, cluster: ClusterConfig, *, num_buckets: int) -> None:
+    """Trainers read whole buckets, equally many each."""
+    hosts = range(launch.min_hosts or cluster.hosts, cluster.hosts + 1) if verb == "train" else [1]
+    sizes = [number * cluster.local_size for number in hosts]
+    for size in sizes:
+        if num_buckets % size:
+            raise ConfigError(
+                f"{size} processes (hosts x cluster.devices_per_host={cluster.local_size}) do not divide the "
+                f"{num_buckets} buckets of the data: take a divisor, or ingest with "
+                f"ingest.num_buckets={math.lcm(*sizes)}"
+            )
 
 
 def _check_server(launch: LaunchConfig, cluster: ClusterConfig, place: Place) -> None:

@@ -23,10 +23,12 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where the job is to find and leave things: its run folder and name, and where `stack serve` listens."""
+    """Where the job is to find and leave things: its run folder and name, the buckets of its data (None where they are
+    not seen from here), and where `stack serve` listens."""
 
     folder: Path
     name: str
+    num_buckets: int | None
     serve_host: str
     serve_port: int
 

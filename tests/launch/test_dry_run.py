@@ -35,7 +35,9 @@ def words_of(*typed: str) -> list[str]:
     """The words after `torchx` for the words after `stack launch`."""
     request = read_request(typed)
     job = Composer(root=Job, choices=CHOICES, folder=configs_folder()).compose(request.options)
-    place = Place(folder=job.run.folder, name=job.run.name, serve_host=job.serve.host, serve_port=job.serve.port)
+    place = Place(
+        folder=job.run.folder, name=job.run.name, num_buckets=None, serve_host=job.serve.host, serve_port=job.serve.port
+    )
     return torchx_words(request, launch=job.launch, cluster=job.cluster, place=place)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from stack.__main__ import main
 from stack.launch import command
+from tests.prepared import write_prepared
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +172,36 @@ def test_a_machine_without_the_schedulers_tools_says_what_is_missing(
     assert shown.err.count("\n") == 1
     with pytest.raises(AssertionError, match="not refused: .*--dryrun"):
         main(["launch", "export", *typed, "--dry-run"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        (
+            ["train", "cluster.hosts=2", "cluster.devices_per_host=3"],
+            "6 processes (hosts x cluster.devices_per_host=3) do not divide the 4 buckets of the data: take a divisor, "
+            "or ingest with ingest.num_buckets=6",
+        ),
+        (
+            ["train", "cluster.hosts=4", "cluster.devices_per_host=1", "launch.min_hosts=2"],
+            "3 processes (hosts x cluster.devices_per_host=1) do not divide the 4 buckets of the data: take a divisor, "
+            "or ingest with ingest.num_buckets=12",
+        ),
+        (
+            ["daily", "cluster.devices_per_host=3", "ingest.num_buckets=8"],
+            "3 processes (hosts x cluster.devices_per_host=3) do not divide the 8 buckets of the data: take a divisor, "
+            "or ingest with ingest.num_buckets=3",
+        ),
+    ],
+)
+def test_processes_that_the_data_cannot_be_shared_among_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, typed: list[str], line: str
+) -> None:
+    data = write_prepared(tmp_path / "data", num_days=1, num_users=4, num_buckets=4)
+    assert main(["launch", *typed, f"data.out={data}"]) == 2
+    assert capsys.readouterr().err == f"stack: {line}\n"
+    with pytest.raises(AssertionError, match="not refused"):
+        main(["launch", "train", "cluster.hosts=2", "cluster.devices_per_host=3", f"data.out={tmp_path}/elsewhere"])
 
 
 def test_help_without_a_verb_names_the_verbs_and_shows_the_options(capsys: pytest.CaptureFixture[str]) -> None:
