@@ -51,7 +51,7 @@ class ManagedConfig:
     """How rows are given and taken back. A step is one training batch over all processes."""
 
     implementation: Implementation = Implementation.bounded
-    policy: Policy = Policy.lru
+    policy: Policy = Policy.distance_lfu
     admit_after: int = 2
     # an id gets a row in the step in which it is seen for this many-th time; until then it shares row 0
     max_age_steps: int = 0

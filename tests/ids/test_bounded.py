@@ -16,7 +16,8 @@ CPU = torch.device("cpu")
 
 
 def bounded(num_rows: int, **options: object) -> BoundedMap:
-    config = ManagedConfig(**{"waiting_per_row": 100.0, **options})  # type: ignore[arg-type]
+    """By `lru`, whose order of evictions is exact, unless told otherwise."""
+    config = ManagedConfig(**{"policy": Policy.lru, "waiting_per_row": 100.0, **options})  # type: ignore[arg-type]
     return BoundedMap(config, even_blocks(num_rows), device=CPU)
 
 

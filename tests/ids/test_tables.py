@@ -12,7 +12,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stack.base.dist import process_group
 from stack.data.batch import Jagged
-from stack.ids.config import IdMode, IdSpec, ManagedConfig
+from stack.ids.config import IdMode, IdSpec, ManagedConfig, Policy
 from stack.ids.hashing import HashVariant
 from stack.ids.maps import IdMaps
 from stack.tables.collection import Tables
@@ -41,9 +41,8 @@ class Model(nn.Module):
 def sharded(
     mode: IdMode, *, num_rows: int, variant: HashVariant = HashVariant.modulo, admit_after: int = 1
 ) -> Iterator[tuple[DistributedModelParallel, IdMaps]]:
-    spec = IdSpec(
-        name="item", mode=mode, num_rows=num_rows, hash=variant, managed=ManagedConfig(admit_after=admit_after)
-    )
+    managed = ManagedConfig(policy=Policy.lru, admit_after=admit_after)
+    spec = IdSpec(name="item", mode=mode, num_rows=num_rows, hash=variant, managed=managed)
     with process_group(device=CPU):
         specs = [TableSpec(name="item", num_rows=num_rows, dim=4)]
         maps = IdMaps([spec])

@@ -99,11 +99,12 @@ def _variants(stream: Stream, num_distinct: int, shares: tuple[float, ...]) -> I
                 share,
                 spec(IdMode.managed, num_rows, policy=policy, admit_after=1),
             )
-        yield (
-            "managed, lru, admit_after=2",
-            share,
-            spec(IdMode.managed, num_rows, policy=Policy.lru, admit_after=2),
-        )
+        for policy in (Policy.lru, Policy.distance_lfu):
+            yield (
+                f"managed, {policy.value}, admit_after=2",
+                share,
+                spec(IdMode.managed, num_rows, policy=policy, admit_after=2),
+            )
         yield (
             "TorchRec's, distance_lfu",
             share,
