@@ -8,7 +8,7 @@ Shape legend: R rows of a table, D its width, U distinct ids asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +47,8 @@ class Replicated:
         self._eps = fused.eps
         self._optimizer = fused.optimizer
         self.tables = {name: _allocate(spec, device, fused.optimizer) for name, spec in specs.items()}
+        self.changed: Callable[[str, Tensor], None] | None = None
+        """Told of every table's rows that an update moved, the same on all processes."""
         self._anchor = torch.zeros((), device=device, requires_grad=True)
 
     def look_up(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -65,6 +67,8 @@ class Replicated:
         }
         for name, gradient_RD in _averaged(summed).items():
             self._move(self.tables[name], gradient_RD)
+            if self.changed is not None:
+                self.changed(name, (gradient_RD != 0).any(1).nonzero().squeeze(1))
 
     def _move(self, replica: Replica, gradient_RD: Tensor) -> None:
         """Rows without a gradient stay as they are under each of these rules."""

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,7 +52,7 @@ def shard(
         ConfigError: the plan is for other tables, optimizer or processes, or cannot be followed exactly.
     """
     _mute_notes_to_torchrec()
-    found = list(_tables_in(model))
+    found = list(tables_in(model))
     for _, tables in found:
         _follow(plan, tables, device)
         tables.first_values = FirstValues(seed=seed, init_range=init_range)
@@ -79,9 +80,7 @@ def shard(
 def table_shards(model: nn.Module) -> list[TableShard]:
     """What this process holds, table by table; tensors are views of live memory. Data-parallel tables are held by
     every process and written by the first."""
-    shards = [
-        shard for _, tables in _tables_in(model) for shard in (*_sharded(tables.collection), *_replicated(tables))
-    ]
+    shards = [shard for _, tables in tables_in(model) for shard in (*_sharded(tables.collection), *_replicated(tables))]
     return sorted(shards, key=lambda shard: (shard.name, shard.first_column))
 
 
@@ -91,7 +90,7 @@ def reset_rows(model: nn.Module, table: str, rows_N: Tensor) -> None:
 
     The values come from seed, table and row (`FirstValues.again`), whoever holds the row.
     """
-    for _, tables in _tables_in(model):
+    for _, tables in tables_in(model):
         if table not in tables.specs:
             continue
         assert tables.first_values is not None, "reset_rows comes after shard"
@@ -107,6 +106,13 @@ def reset_rows(model: nn.Module, table: str, rows_N: Tensor) -> None:
                     state.index_fill_(0, own_N - shard.first_row, 0.0)
 
 
+def kernels_of(collection: nn.Module) -> Iterator[Any]:
+    """TorchRec's kernels of a sharded collection: each looks up the blocks of some tables that are held here."""
+    if isinstance(collection, ShardedEmbeddingBagCollection):
+        for lookup in collection._lookups:
+            yield from lookup._emb_modules
+
+
 def dense_module(model: DistributedModelParallel) -> nn.Module:
     """The model without its wrappers; names of parameters as the model's author wrote them."""
     module: nn.Module = model.module
@@ -116,14 +122,14 @@ def dense_module(model: DistributedModelParallel) -> nn.Module:
 def dense_parameters(model: DistributedModelParallel) -> dict[str, nn.Parameter]:
     """Parameters that every process holds whole, by name: all but the tables."""
     module = dense_module(model)
-    tables = {id(weight) for _, part in _tables_in(module) for weight in part.parameters()}
+    tables = {id(weight) for _, part in tables_in(module) for weight in part.parameters()}
     return {name: weight for name, weight in module.named_parameters() if id(weight) not in tables}
 
 
 def dense_tensors(model: DistributedModelParallel) -> dict[str, Tensor]:
     """Parameters and buffers that every process holds whole, by name, as live memory: all but the tables."""
     module = dense_module(model)
-    inside = tuple(f"{path}." for path, _ in _tables_in(module))
+    inside = tuple(f"{path}." for path, _ in tables_in(module))
     return {name: value for name, value in module.state_dict().items() if not name.startswith(inside)}
 
 
@@ -150,25 +156,22 @@ def _follow(plan: Plan, tables: Tables, device: torch.device) -> None:
 
 def _sharded(collection: nn.Module) -> Iterator[TableShard]:
     """The blocks in TorchRec's hands, read off its kernels: one for each table and block of columns held here."""
-    if not isinstance(collection, ShardedEmbeddingBagCollection):
-        return
-    for lookup in collection._lookups:
-        for kernel in lookup._emb_modules:
-            held = kernel.config.embedding_tables
-            weights = kernel.emb_module.split_embedding_weights()
-            states = kernel.emb_module.get_optimizer_state() or [{}] * len(held)  # SGD has none
-            for table, weight, state in zip(held, weights, states, strict=True):
-                first_row, first_column = table.local_metadata.shard_offsets
-                yield TableShard(
-                    name=table_name(table.name),
-                    num_rows=table.num_embeddings,
-                    dim=table.embedding_dim,
-                    first_row=first_row,
-                    first_column=first_column,
-                    weight_ND=weight.detach(),
-                    # FBGEMM says "sum" or "exp_avg", by optimizer
-                    state={f"momentum{number}": value for number, value in enumerate(state.values(), start=1)},
-                )
+    for kernel in kernels_of(collection):
+        held = kernel.config.embedding_tables
+        weights = kernel.emb_module.split_embedding_weights()
+        states = kernel.emb_module.get_optimizer_state() or [{}] * len(held)  # SGD has none
+        for table, weight, state in zip(held, weights, states, strict=True):
+            first_row, first_column = table.local_metadata.shard_offsets
+            yield TableShard(
+                name=table_name(table.name),
+                num_rows=table.num_embeddings,
+                dim=table.embedding_dim,
+                first_row=first_row,
+                first_column=first_column,
+                weight_ND=weight.detach(),
+                # FBGEMM says "sum" or "exp_avg", by optimizer
+                state={f"momentum{number}": value for number, value in enumerate(state.values(), start=1)},
+            )
 
 
 def _replicated(tables: Tables) -> Iterator[TableShard]:
@@ -196,7 +199,8 @@ def _mute_notes_to_torchrec() -> None:
         )
 
 
-def _tables_in(model: nn.Module) -> Iterator[tuple[str, Tables]]:
+def tables_in(model: nn.Module) -> Iterator[tuple[str, Tables]]:
+    """Every set of tables with its path in the model."""
     for path, module in model.named_modules():
         if isinstance(module, Tables):
             yield path, module
