@@ -40,7 +40,7 @@ check: $(DEVELOPMENT)
 	$(BIN)/ruff check .
 	$(BIN)/mypy stack
 	$(BIN)/lint-imports
-	$(BIN)/python tools/check_closure.py requirements/$(CLOSURE).txt requirements/build.txt requirements/launch.txt requirements/dev.txt
+	$(BIN)/python tools/check_closure.py requirements/$(CLOSURE).txt requirements/build.txt requirements/launch.txt requirements/s3.txt requirements/dev.txt
 
 format: $(DEVELOPMENT)
 	$(BIN)/ruff check --fix --select I .
@@ -65,7 +65,7 @@ $(RUNTIME): .venv/made requirements/$(CLOSURE).txt requirements/build.txt pyproj
 	$(BIN)/python tools/check_closure.py requirements/$(CLOSURE).txt requirements/build.txt
 	@touch $@
 
-$(DEVELOPMENT): $(RUNTIME) requirements/launch.txt requirements/dev.txt
-	@echo "installing requirements/launch.txt and requirements/dev.txt into .venv"
-	$(INSTALL) -r requirements/launch.txt -r requirements/dev.txt
+$(DEVELOPMENT): $(RUNTIME) requirements/launch.txt requirements/s3.txt requirements/dev.txt
+	@echo "installing requirements/launch.txt, requirements/s3.txt and requirements/dev.txt into .venv"
+	$(INSTALL) -r requirements/launch.txt -r requirements/s3.txt -r requirements/dev.txt
 	@touch $@
