@@ -23,10 +23,13 @@ from stack.ids.waiting import WaitingRoom
 _FREE = -1
 _QUEUE_SHARE, _QUEUE_LEAST = 16, 1024
 _SWEEPS_PER_AGE = 8
+_MOST_PARTS = 256
 
 
 class BoundedMap:
     """The keys of one block. Deterministic: rows depend on the keys of the steps so far alone."""
+
+    tracks_changes = True
 
     def __init__(self, config: ManagedConfig, blocks: Blocks, *, device: torch.device) -> None:
         self._config = config
@@ -34,13 +37,13 @@ class BoundedMap:
         self._device = device
         self._clear()
         self._figures = MapFigures(capacity=blocks.capacity)
-        self._resets: list[Tensor] = []
 
     def _clear(self) -> None:
         capacity, device = self._blocks.capacity, self._device
         self._index = KeyIndex(capacity, device=device)
         self._count_S = torch.zeros(capacity, dtype=torch.int32, device=device)
         self._last_S = torch.full((capacity,), _FREE, dtype=torch.int32, device=device)
+        self._new_S = torch.zeros(capacity, dtype=torch.bool, device=device)  # given a key since `drain_gone`
         counts = self._config.admit_after > 1 or self._config.policy is not Policy.lru
         num_places = int(capacity * self._config.waiting_per_row) if counts and capacity else 0
         self._waiting = WaitingRoom(num_places, device=device) if num_places else None
@@ -49,12 +52,14 @@ class BoundedMap:
         self._num_touched = 0  # slots from here on were never used
         self._queue_Q = torch.empty(0, dtype=torch.int64, device=device)
         self._queue_clock = 0
+        self._resets: list[Tensor] = []
+        self._gone: list[Tensor] = []  # all together at most a key for each slot, and those put back
 
     @property
     def num_bytes(self) -> int:
         """Memory of the map beside the table."""
         waiting = self._waiting.num_bytes if self._waiting else 0
-        return self._index.num_bytes + self._count_S.nbytes + self._last_S.nbytes + waiting
+        return self._index.num_bytes + self._count_S.nbytes + self._last_S.nbytes + self._new_S.nbytes + waiting
 
     def rows(self, key_N: Tensor, *, training: bool) -> Tensor:
         slot_N = self._index.find(key_N)
@@ -69,6 +74,15 @@ class BoundedMap:
             return torch.empty(0, dtype=torch.int64, device=self._device)
         row_R: Tensor = torch.unique(torch.cat(parts)) + self._blocks.first_usable
         return row_R
+
+    def drain_gone(self) -> Tensor:
+        parts, self._gone = self._gone, []
+        self._new_S.zero_()
+        key_G = torch.unique(torch.cat(parts)) if parts else torch.empty(0, dtype=torch.int64, device=self._device)
+        return key_G[self._index.find(key_G) < 0]
+
+    def put_back_gone(self, key_G: Tensor) -> None:
+        self._gone.append(key_G.to(self._device))
 
     def figures(self) -> MapFigures:
         self._figures.num_held = self._num_touched - int(self._freed.shape[0])
@@ -90,17 +104,18 @@ class BoundedMap:
             waiting_key_W=waiting,
             waiting_count_W=counts,
             queue_Q=self._index.key_S[self._queue_Q[self._valid_places(max(int(self._queue_Q.shape[0]), 1))]],
+            freed_F=self._freed + self._blocks.first_usable,
             pending_P=nothing,
             pending_step_P=nothing,
         )
 
     def load(self, state: MapState) -> Moved:
         self._clear()
-        self._resets = []
         rank, first_row = self._blocks.rank, self._blocks.first_usable
+        owned_N = self._blocks.owner(state.key_N) == rank
         settled = settle(
             state,
-            owned_N=self._blocks.owner(state.key_N) == rank,
+            owned_N=owned_N,
             first_row=first_row,
             capacity=self._blocks.capacity,
             score_N=self._score(state.count_N, state.last_N, state.clock),
@@ -110,8 +125,14 @@ class BoundedMap:
         self._count_S[slot] = state.count_N[settled.index_K]
         self._last_S[slot] = state.last_N[settled.index_K]
         self._clock, self._queue_clock = state.clock, state.queue_clock
-        self._num_touched = int(slot[-1]) + 1 if slot.numel() else 0
+        freed = state.freed_F - first_row
+        used = torch.cat([slot, freed[(freed >= 0) & (freed < self._blocks.capacity)]])
+        self._num_touched = int(used.max()) + 1 if used.numel() else 0
         self._freed = (self._last_S[: self._num_touched] == _FREE).nonzero().squeeze(1)
+        # among them, in another block than before, are rows that never had a key: from now on they are like the others
+        self._resets.append(self._freed)
+        owned_N[settled.index_K] = False
+        self._gone.append(state.key_N[owned_N])
         if self._waiting:
             waits = self._blocks.owner(state.waiting_key_W) == rank
             self._waiting.load(state.waiting_key_W[waits], state.waiting_count_W[waits])
@@ -151,6 +172,7 @@ class BoundedMap:
         self._index.insert(key, slot)
         self._count_S[slot] = count
         self._last_S[slot] = self._clock
+        self._new_S[slot] = True
         self._figures.num_admitted += int(key.shape[0])
         if self._waiting:
             self._waiting.forget(key)
@@ -226,6 +248,9 @@ class BoundedMap:
 
     def _forget(self, slot: Tensor) -> None:
         self._index.remove(slot)
+        self._gone.append(self._index.key_S[slot[~self._new_S[slot]]])
+        if len(self._gone) > _MOST_PARTS:
+            self._gone = [torch.cat(self._gone)]
         self._last_S[slot] = _FREE
         self._count_S[slot] = 0
         self._resets.append(slot)

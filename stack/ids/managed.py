@@ -11,7 +11,7 @@ Guaranteed by `stack.ids.bounded`, each by a test; `stack.ids.torchrec_map` says
 - the state is by key: it loads into any number of processes and rows. Keys keep their rows where those lie in the
   block of their owner; into fewer rows the best by policy are kept.
 
-Legend: N keys of a call or of a state, W keys waiting, Q keys in the queue of those to be evicted next.
+Legend: N keys of a call or of a state, W keys waiting, Q keys in the queue of those to be evicted next, F freed rows.
 """
 
 from __future__ import annotations
@@ -79,8 +79,11 @@ class MapState:
     """The state of a managed map, or of one block of it. Keys ascend; rows are those of the whole table.
 
     `count_N`: steps in which a key was seen; `last_N`: the last of them; `clock`: steps so far. `queue_Q`: keys that
-    were the worst at step `queue_clock` and go first. `pending_P`, `pending_step_P`: sightings that TorchRec's module
-    has not looked at yet; empty for `bounded`.
+    were the worst at step `queue_clock` and go first. `freed_F`: rows that had a key once and have none now, ascending.
+    `pending_P`, `pending_step_P`: sightings that TorchRec's module has not looked at yet; empty for `bounded`.
+
+    The keys whose row or statistics changed since the state of clock c are those with `last_N` > c, as long as no state
+    was loaded since: that may give keys other rows (`Moved`).
     """
 
     clock: int
@@ -92,6 +95,7 @@ class MapState:
     waiting_key_W: Tensor
     waiting_count_W: Tensor
     queue_Q: Tensor
+    freed_F: Tensor
     pending_P: Tensor
     pending_step_P: Tensor
 
@@ -120,6 +124,7 @@ def join_states(parts: Sequence[MapState]) -> MapState:
     for key, others in (("key_N", ("row_N", "count_N", "last_N")), ("waiting_key_W", ("waiting_count_W",))):
         order = torch.argsort(whole[key])
         whole |= {name: whole[name][order] for name in (key, *others)}
+    whole["freed_F"] = whole["freed_F"].sort().values
     first = parts[0]
     assert all(part.clock == first.clock for part in parts), "blocks of one table count the same steps"
     return MapState(clock=first.clock, queue_clock=max(part.queue_clock for part in parts), **whole)
@@ -136,12 +141,27 @@ class Moved:
 class ManagedMap(Protocol):
     """The rows of one block and the keys that have them."""
 
+    tracks_changes: bool
+    """Whether `drain_gone` and `last_N` tell all that changed since a state."""
+
     def rows(self, key_N: Tensor, *, training: bool) -> Tensor:
         """Rows of distinct keys that this block owns, never `UNKNOWN_KEY`. In training this is one step."""
         ...
 
     def drain_resets(self) -> Tensor:
-        """Rows evicted since the last call, ascending, once each."""
+        """Rows evicted since the last call, ascending, once each. After `load` those are free rows that are not to be
+        taken for rows that never had a key: they begin anew, as they did when their keys were evicted."""
+        ...
+
+    def drain_gone(self) -> Tensor:
+        """Keys that had a row at the last call (or in the state loaded since) and have none now, ascending: with
+        each call belongs a state that is kept. Keys that a loaded state had and this block has no row for are gone too.
+        """
+        ...
+
+    def put_back_gone(self, key_G: Tensor) -> None:
+        """Has the next `drain_gone` give these too, but for those that have a row by then: the state they belong with
+        was not kept."""
         ...
 
     def figures(self) -> MapFigures: ...

@@ -90,6 +90,21 @@ class IdMaps(nn.Module):
         drained = {name: managed.drain_resets() for name, managed in self._managed.items()}
         return {name: rows for name, rows in drained.items() if rows.numel()}
 
+    def tracks_changes(self, name: str) -> bool:
+        """Whether what changed in a managed map since a state can be told: by `drain_gone`, and as the keys with
+        `last_N` above the state's clock. Otherwise its states must be kept whole."""
+        return self._managed[name].tracks_changes
+
+    def drain_gone(self) -> dict[str, Tensor]:
+        """By managed table that tracks changes, the keys managed here that have lost their row since the last call
+        or the load after it, ascending. Belongs with `state()`: what is drained is told no more."""
+        return {name: managed.drain_gone() for name, managed in self._managed.items() if managed.tracks_changes}
+
+    def put_back_gone(self, gone: Mapping[str, Tensor]) -> None:
+        """Has the next `drain_gone` tell these again: the state that they belong with was not kept."""
+        for name, key_G in gone.items():
+            self._managed[name].put_back_gone(key_G)
+
     def figures(self) -> dict[str, MapFigures]:
         """What happened in this process, by managed table. Sums over processes are those of the table."""
         return {name: managed.figures() for name, managed in self._managed.items()}

@@ -9,7 +9,8 @@ What is done about its ways, and what cannot be:
 - Its last slot is its own miss slot: here a slot that no row belongs to, and misses get row 0 as everywhere.
 - 2^63 - 1 marks its free slots: that key is refused.
 - Admission by count, eviction by age and the figures are ours, in front of and around the module.
-- Rows change hands only through `evict()`, which reports free slots that are filled for the first time as well.
+- Rows change hands only through `evict()`, which reports free slots that are filled for the first time as well, and
+  not which keys lost theirs: what changed since a state is not followed here.
 
 Legend: N keys of a call, S slots with the miss slot.
 """
@@ -42,6 +43,8 @@ _SWEEPS_PER_AGE = 8
 class TorchRecMap:
     """The keys of one block, in TorchRec's sorted map."""
 
+    tracks_changes = False
+
     def __init__(self, config: ManagedConfig, blocks: Blocks, *, device: torch.device) -> None:
         self._config = config
         self._blocks = blocks
@@ -60,6 +63,7 @@ class TorchRecMap:
         self._count_S = torch.zeros(self._num_slots, dtype=torch.int32, device=self._device)
         self._last_S = torch.zeros(self._num_slots, dtype=torch.int32, device=self._device)
         self._held_S = torch.zeros(self._num_slots, dtype=torch.bool, device=self._device)
+        self._used_S = torch.zeros(self._num_slots, dtype=torch.bool, device=self._device)
         num_places = int(self._num_slots * self._config.waiting_per_row)
         self._waiting = WaitingRoom(num_places, device=self._device) if self._config.admit_after > 1 else None
         self._resets: list[Tensor] = []
@@ -80,6 +84,12 @@ class TorchRecMap:
             return torch.empty(0, dtype=torch.int64, device=self._device)
         row_R: Tensor = torch.unique(torch.cat(parts)) + self._blocks.first_usable
         return row_R
+
+    def drain_gone(self) -> Tensor:
+        raise AssertionError("a torchrec map does not follow its changes: its table is written whole")
+
+    def put_back_gone(self, key_G: Tensor) -> None:
+        raise AssertionError("a torchrec map does not follow its changes: its table is written whole")
 
     def figures(self) -> MapFigures:
         self._figures.num_held = int(self._held_S.sum())
@@ -103,6 +113,7 @@ class TorchRecMap:
             waiting_key_W=waiting,
             waiting_count_W=counts,
             queue_Q=nothing,
+            freed_F=(self._used_S & ~self._held_S).nonzero().squeeze(1) + self._blocks.first_usable,
             pending_P=pending,
             pending_step_P=pending_step,
         )
@@ -123,6 +134,10 @@ class TorchRecMap:
         self._clock = state.clock
         self._count_S[slot], self._last_S[slot] = state.count_N[index], state.last_N[index]
         self._held_S[slot] = True
+        freed = state.freed_F - first_row
+        self._used_S[freed[(freed >= 0) & (freed < self._blocks.capacity)]] = True
+        self._resets.append((self._used_S & ~self._held_S).nonzero().squeeze(1))
+        self._used_S[slot] = True
         self._load_module(state, slot=slot, index=index)
         if self._waiting:
             waits = self._blocks.owner(state.waiting_key_W) == rank
@@ -164,7 +179,7 @@ class TorchRecMap:
         self._resets.append(evicted)
         self._figures.num_evicted_for_others += int(evicted.shape[0])
         self._figures.num_admitted += int(changed.shape[0])
-        self._held_S[changed] = True
+        self._held_S[changed] = self._used_S[changed] = True
         self._count_S[changed], self._last_S[changed] = 0, self._clock
         place = torch.isin(self._module._mch_remapped_ids_mapping, changed)
         if (last := self._module._mch_metadata.get("last_access_iter")) is not None:

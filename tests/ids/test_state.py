@@ -50,6 +50,7 @@ def test_a_loaded_map_goes_on_as_the_one_that_was_saved(
     train(saved, 0, 42)
     moved = loaded.load(through_files(saved.state()))
     assert torch.equal(moved.from_row_N, moved.to_row_N)
+    assert torch.equal(loaded.drain_resets(), saved.state().freed_F), "reset before the save, and so once more"
     for mine, other in zip(train(saved, 42, 90), train(loaded, 42, 90), strict=True):
         assert torch.equal(mine, other)
     assert saved.figures().num_evicted > 0

@@ -129,8 +129,8 @@ def full_of(keys: Tensor) -> MapState:
     ones = torch.ones(len(key_N), dtype=torch.int32)
     return MapState(
         clock=1, queue_clock=0, key_N=key_N, row_N=torch.arange(1, len(key_N) + 1), count_N=ones, last_N=ones.clone(),
-        waiting_key_W=nothing, waiting_count_W=nothing.int(), queue_Q=nothing, pending_P=nothing,
-        pending_step_P=nothing,
+        waiting_key_W=nothing, waiting_count_W=nothing.int(), queue_Q=nothing, freed_F=nothing,
+        pending_P=nothing, pending_step_P=nothing,
     )  # fmt: skip
 
 
