@@ -61,7 +61,7 @@ def test_nothing_is_missing_in_this_environment() -> None:
     found = installed()
     assert faults(found) == []
     every = []
-    for name in ("cpu", "build", "launch", "dev"):
+    for name in ("cpu", "build", "launch", "s3", "dev"):
         pins = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
         assert wrong_pins(found, pins) == []
         every += pins
