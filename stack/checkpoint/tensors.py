@@ -44,6 +44,7 @@ _FIRST_READ_BYTES = 64 << 10
 _MAX_HEADER_BYTES = 16 << 20
 _MAX_DIMS = 8
 _MAX_BYTES = 2**62
+_MAX_TOLD = 60
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_BYTES)]
 
@@ -203,15 +204,16 @@ class TensorFile:
             raise self._damaged(f"its header cannot be read: {error}") from error
         end = 0
         for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+            what, begin, end = repr(name[:_MAX_TOLD]), end, entry.data_offsets[1]
+            first = entry.data_offsets[0]
             if entry.dtype not in DTYPES:
-                raise self._damaged(f"'{name}' is of type {entry.dtype!r}; known: {', '.join(DTYPES)}")
+                raise self._damaged(f"{what} is of type {entry.dtype[:_MAX_TOLD]!r}; known: {', '.join(DTYPES)}")
             if len(entry.shape) > _MAX_DIMS or math.prod(max(size, 1) for size in entry.shape) * 8 > _MAX_BYTES:
-                raise self._damaged(f"'{name}' has the shape {list(entry.shape[:_MAX_DIMS])}")
-            first, end_before, end = entry.data_offsets[0], end, entry.data_offsets[1]
-            if first != end_before:
-                raise self._damaged(f"'{name}' begins at byte {first} of the numbers, not at {end_before}")
+                raise self._damaged(f"{what} has the shape {list(entry.shape[:_MAX_DIMS])}")
+            if first != begin:
+                raise self._damaged(f"{what} begins at byte {first} of the numbers, not at {begin}")
             if end - first != math.prod(entry.shape) * DTYPES[entry.dtype].itemsize:
-                raise self._damaged(f"'{name}' has {end - first} bytes for the shape {list(entry.shape)}")
+                raise self._damaged(f"{what} has {end - first} bytes for the shape {list(entry.shape)}")
         if 8 + size + end != self._num_bytes:
             raise self._damaged(f"it has {self._num_bytes} bytes, its header says {8 + size + end}")
         return 8 + size, entries
