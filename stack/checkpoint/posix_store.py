@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import shutil
 import sys
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from stack.base.errors import CheckpointError, DataError
 from stack.base.files import ASIDE, safe_join, sync
 
 _SYNC_THREADS = 8
+_EARLY_BYTES = 32 << 20
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # Python 3.11 does not name it
 
 
@@ -160,15 +162,45 @@ class PosixStore:
 @contextmanager
 def _create(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:
+    with _FlushedFile(path) as file, file.flusher:
         try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+            yield cast(BinaryIO, file)
+            file.flush_all()
         except BaseException:
             with suppress(OSError):
                 path.unlink()
             raise
+
+
+class _FlushedFile(io.FileIO):
+    """A new file whose bytes go on their way to the disk while more are written: one flush at the end would find the
+    disk idle until then. A disk tells an error once, to whichever flush comes first, so each one is asked."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "xb")
+        self.flusher = ThreadPoolExecutor(1)
+        self._flushing: Future[None] | None = None
+        self._waiting_bytes = 0
+
+    def write(self, data: Any) -> int:
+        """Writes all of it: the system may take less at a time."""
+        view = memoryview(data).cast("B")
+        left = view
+        while left:
+            left = left[os.write(self.fileno(), left) :]
+        self._waiting_bytes += len(view)
+        if self._waiting_bytes >= _EARLY_BYTES and (self._flushing is None or self._flushing.done()):
+            self._settle()
+            self._flushing, self._waiting_bytes = self.flusher.submit(os.fdatasync, self.fileno()), 0
+        return len(view)
+
+    def flush_all(self) -> None:
+        self._settle()
+        os.fsync(self.fileno())
+
+    def _settle(self) -> None:
+        if self._flushing is not None:
+            self._flushing.result()
 
 
 def _make_folders(path: Path) -> list[Path]:

@@ -90,6 +90,29 @@ def test_a_file_that_cannot_be_flushed_is_gone(store: Store, monkeypatch: pytest
     assert store.list() == []
 
 
+def test_writes_that_the_system_takes_in_pieces_are_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:1000]))
+    put(store, "file", bytes(range(256)) * 100)
+    assert store.read("file") == bytes(range(256)) * 100
+
+
+def test_an_error_of_a_flush_in_the_middle_is_not_lost(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [OSError(errno.EIO, os.strerror(errno.EIO))]
+
+    def fail_once(descriptor: int) -> None:
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(os, "fdatasync", fail_once)
+    with pytest.raises(OSError, match="Input/output error"):
+        put(store, "file", bytes(40 << 20))
+    assert not failures
+    assert store.list() == []
+    put(store, "file", bytes(40 << 20))
+    assert store.size("file") == 40 << 20
+
+
 def test_a_file_is_flushed_when_it_is_made(store: Store, flushed: list[str]) -> None:
     put(store, "data/a/file")
     assert flushed == [f"{store.url}/data/a/file"]
