@@ -62,21 +62,20 @@ class PosixStore:
     def publish(self, source: str, name: str) -> None:
         old, new = self._path(source), self._path(name)
         sync(old)
-        made = _make_folders(new.parent)
+        new.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(old, new)
         except FileExistsError:
             if not os.path.samefile(old, new):
                 raise
-        for folder in (new.parent, *made):
+        for folder in self._up(new.parent):  # all of them: another writer may have made one and not flushed it yet
             sync(folder)
 
     def seal(self, folder: str) -> None:
         top = self._folder(folder)
         below = [Path(parent) for parent, _, _ in os.walk(top, onerror=_raise)]
-        above = [parent for parent in top.parents if parent.is_relative_to(self.root)]
         with ThreadPoolExecutor(_SYNC_THREADS) as pool:  # many at once: a disk's journal takes those that wait together
-            list(pool.map(sync, [*below, *above]))
+            list(pool.map(sync, [*below, *self._up(top)[1:]]))
 
     def delete(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
@@ -138,14 +137,18 @@ class PosixStore:
 
     def _move(self, folder: str, to: str) -> None:
         old, new = self._path(folder), self._path(to)
-        made = _make_folders(new.parent)
+        new.parent.mkdir(parents=True, exist_ok=True)
         try:
             old.rename(new)
         except OSError:
             self._drop_empty(new.parent)
             raise
-        for parent in (old.parent, new.parent, *made):
+        for parent in (old.parent, *self._up(new.parent)):
             sync(parent)
+
+    def _up(self, folder: Path) -> list[Path]:
+        """A folder and those above it up to the root."""
+        return [path for path in (folder, *folder.parents) if path.is_relative_to(self.root)]
 
     def _drop_empty(self, folder: Path) -> None:
         """Removes the empty folders that `set_aside` made."""
