@@ -68,14 +68,16 @@ class PosixStore:
         except FileExistsError:
             if not os.path.samefile(old, new):
                 raise
-        for folder in self._up(new.parent):  # all of them: another writer may have made one and not flushed it yet
+        for folder in _up(
+            new.parent, self.root
+        ):  # all of them: another writer may have made one and not flushed it yet
             sync(folder)
 
     def seal(self, folder: str) -> None:
         top = self._folder(folder)
         below = [Path(parent) for parent, _, _ in os.walk(top, onerror=_raise)]
         with ThreadPoolExecutor(_SYNC_THREADS) as pool:  # many at once: a disk's journal takes those that wait together
-            list(pool.map(sync, [*below, *self._up(top)[1:]]))
+            list(pool.map(sync, [*below, *_up(top, self.root)[1:]]))
 
     def delete(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
@@ -143,12 +145,8 @@ class PosixStore:
         except OSError:
             self._drop_empty(new.parent)
             raise
-        for parent in (old.parent, *self._up(new.parent)):
+        for parent in (old.parent, *_up(new.parent, self.root)):
             sync(parent)
-
-    def _up(self, folder: Path) -> list[Path]:
-        """A folder and those above it up to the root."""
-        return [path for path in (folder, *folder.parents) if path.is_relative_to(self.root)]
 
     def _drop_empty(self, folder: Path) -> None:
         """Removes the empty folders that `set_aside` made."""
@@ -204,6 +202,11 @@ class _FlushedFile(io.FileIO):
     def _settle(self) -> None:
         if self._flushing is not None:
             self._flushing.result()
+
+
+def _up(folder: Path, root: Path) -> list[Path]:
+    """A folder and those above it up to the root."""
+    return [path for path in (folder, *folder.parents) if path.is_relative_to(root)]
 
 
 def _make_folders(path: Path) -> list[Path]:
