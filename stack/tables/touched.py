@@ -83,11 +83,13 @@ class TouchedRows:
         widths = [table.local_cols for table in tables]
         values = torch.split(ids.values(), ids.length_per_key())
         gradients = torch.split(gradient_BD, widths, dim=1)
-        has_id_FB = ids.lengths().view(len(widths), -1) > 0
-        for table, row_N, gradient, has_id_B in zip(tables, values, gradients, has_id_FB, strict=True):
+        length_FB = ids.lengths().view(len(widths), -1)
+        for table, row_N, gradient, length_B in zip(tables, values, gradients, length_FB, strict=True):
             first_row, _ = table.local_metadata.shard_offsets
             if exact and table.local_cols == table.embedding_dim:
-                row_N = row_N[(gradient != 0).any(1)[has_id_B]]
+                # most bags of most tables are empty
+                gradient_ND = gradient.index_select(0, length_B.nonzero().squeeze(1))
+                row_N = row_N[gradient_ND.abs().sum(1) != 0]  # NaN counts; four times as fast as `any`
             self._marks[table_name(table.name)][first_row].index_fill_(0, row_N, True)
 
 

@@ -61,7 +61,8 @@ def test_the_map_of_managed_ids_is_planned_at_the_bytes_that_it_takes() -> None:
     taken = BoundedMap(config, blocks, device=torch.device("cpu")).num_bytes
     asked = request({"a": (601, 16)}, cpus(devices_per_host=2), managed=frozenset("a"), managed_ids=config)
     assert asked.map_bytes("a", first_row=301, num_rows=300) == taken
-    # 300 keys, counts, times and marks of new keys; 1,024 entries are the power of two above 3 x 300, 1,024 places that above 2 x 300
+    # 300 keys, counts, times and marks of new keys; 1,024 entries are the power of two above 3 x 300, 1,024 places that
+    # above 2 x 300
     assert taken == 300 * (8 + 4 + 4 + 1) + 1024 * 4 + 1024 * 12
     one = replace(asked, tables=(replace(asked.tables[0], sharding=Sharding.row_wise),), free=frozenset())
     plain = report_of(plan_tables(replace(one, managed=frozenset())))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stack.tables.config import Communication
-from tools.bench import exchange, lookup
+from tools.bench import exchange, lookup, touched
 from tools.bench.exchange import Work
 
 
@@ -41,6 +41,23 @@ def test_bytes_are_those_of_the_type_and_of_what_leaves_the_process() -> None:
     assert exchange._mib(Communication.fp16, 1024, 2) == 1024 * 16 * 2 / 2**20
     assert exchange._mib(Communication.int8, 1024, 2) == 1024 * 16 * 1.25 / 2**20
     assert exchange._mib(Communication.fp32, 1024, 1) == 0.0
+
+
+def test_all_ways_to_know_changed_rows_come_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(touched, "NUM_IDS", (300,))
+    figures = {figure.name: figure for figure in touched.measure([], num_rounds=2, rows=[1_003])}
+    assert figures["1,003 rows, 300 ids: a byte a row, memory"].values == (1_003 / 2**20,)
+    assert figures["1,003 rows, 300 ids: a bit a row, memory"].values == (126 / 2**20,)
+    assert figures["1,003 rows, 300 ids: state compared, memory"].values == (4_012 / 2**20,)
+    assert len(figures["1,003 rows, 300 ids: a bit a row, a save"].values) == 2
+    assert "1,003 rows, 300 ids: step of a table with over without" in figures
+
+
+def test_a_way_that_comes_to_other_rows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(touched, "NUM_IDS", (300,))
+    monkeypatch.setattr(touched.Bits, "mark", lambda self, id_N: None)
+    with pytest.raises(AssertionError, match="the ways come to other rows"):
+        touched.measure([], num_rounds=1, rows=[100])
 
 
 @pytest.mark.slow

@@ -71,6 +71,10 @@ def _measure(arguments: argparse.Namespace) -> list[harness.Figure]:
         from tools.bench import lookup
 
         return lookup.measure(num_rounds=arguments.rounds)
+    if arguments.bench == "touched":
+        from tools.bench import touched
+
+        return touched.measure(arguments.overrides, num_rounds=arguments.rounds, rows=arguments.rows)
     if arguments.bench == "communication":
         from tools.bench import exchange
 
@@ -134,6 +138,11 @@ def _parser() -> argparse.ArgumentParser:
         bench = benches.add_parser(name, help=text)
         bench.add_argument("--rounds", type=int, default=5)
         bench.add_argument("--out", type=Path, help="JSON file")
+    touched = benches.add_parser("touched", help="ways to know which rows of a table training changed")
+    touched.add_argument("overrides", nargs="*", help="options of `stack`: also its share of this job's steps")
+    touched.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000, 100_000_000])
+    touched.add_argument("--rounds", type=int, default=5)
+    touched.add_argument("--out", type=Path, help="JSON file")
     pipeline = benches.add_parser("pipeline", help="training steps without and with train.pipeline=sparse_dist")
     pipeline.add_argument("overrides", nargs="+", help="options of `stack`, such as data=complete_journey")
     pipeline.add_argument("--steps", type=int, default=24, help="of each round")
