@@ -68,9 +68,8 @@ class PosixStore:
         except FileExistsError:
             if not os.path.samefile(old, new):
                 raise
-        for folder in _up(
-            new.parent, self.root
-        ):  # all of them: another writer may have made one and not flushed it yet
+        # all of them: another writer may have made one and not flushed it yet
+        for folder in _up(new.parent, self.root):
             sync(folder)
 
     def seal(self, folder: str) -> None:
