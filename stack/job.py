@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stack.base.errors import ConfigError
 from stack.base.run import RunConfig
+from stack.checkpoint.config import CheckpointConfig
 from stack.data.canonical import DataConfig
 from stack.data.ingest_config import IngestConfig
 from stack.data.sources import SOURCES
@@ -64,6 +65,7 @@ class Job:
     tasks: TasksConfig = field(default_factory=TasksConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ def setup_of(job: Job) -> Setup:
         ids=job.ids,
         optim=job.optim,
         train=job.train,
+        checkpoint=job.checkpoint,
         run=job.run,
         composed=to_yaml(job),
         cluster=job.cluster,
@@ -80,7 +82,7 @@ def _evaluate(job: Job) -> None:
     from stack.evaluate.evaluate import Trained, evaluate
     from stack.evaluate.scorer import scorer_of
 
-    with _open_run(job, verb="evaluate", step=job.evaluate.step) as (run, device):
+    with _open_run(job, verb="evaluate", version=job.evaluate.version) as (run, device):
         tasks = {name: run.user_model.task(name) for name in run.user_model.tasks}
         trained = Trained(
             name=run.name,
@@ -98,7 +100,7 @@ def _export(job: Job) -> None:
     from stack.export.ids import exported_ids
     from stack.train.id_state import id_maps
 
-    with _open_run(job, verb="export", step=None) as (run, _):
+    with _open_run(job, verb="export", version=job.export.version) as (run, _):
         trained = Trained(
             name=run.name,
             model=run.user_model,
@@ -167,17 +169,18 @@ ACTIONS: Mapping[str, Callable[[Job], None]] = {
 
 
 @contextmanager
-def _open_run(job: Job, *, verb: str, step: int | None) -> Iterator[tuple[TrainedRun, torch.device]]:
-    """The run of `job.run`, configured as it was trained; `step` None is its latest checkpoint."""
+def _open_run(job: Job, *, verb: str, version: str | None) -> Iterator[tuple[TrainedRun, torch.device]]:
+    """The run of `job.run`, configured as it was trained; `version` None is its newest."""
     from stack.train.trained import open_run, saved_configuration
 
     if world().size > 1:
         raise ConfigError(f"stack {verb} runs in one process, not {world().size}: start it without torchrun")
     saved = from_yaml(saved_configuration(job.run.folder))
     saved.run = job.run
+    saved.checkpoint = replace(job.checkpoint, store=job.checkpoint.store or saved.checkpoint.store)
     device = own_device()
     with process_group(device=device):
-        yield open_run(setup_of(saved), step=step, device=device), device
+        yield open_run(setup_of(saved), version=version, device=device), device
 
 
 def _refuse_options_of_the_run(verb: str, arguments: Sequence[str]) -> None:

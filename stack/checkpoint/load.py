@@ -1,52 +1,59 @@
-"""Reads checkpoints: the newest complete one of a folder, any rows of a table, dense tensors, the loop's state."""
+"""Reads a version: any rows of its tables, managed ids, dense tensors, the loop's state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from pathlib import Path
+from functools import cached_property
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from stack.base.errors import CheckpointError
-from stack.base.files import safe_join, sha256_of
+from stack.checkpoint.chain import Chain, Layer
 from stack.checkpoint.manifest import (
     DENSE,
     LOOP,
-    MANIFEST,
     OPTIMIZER,
-    CheckpointManifest,
+    WEIGHT,
+    FileEntry,
+    KeyKind,
     LoopState,
-    Part,
     TableEntry,
     TableShape,
-    checkpoint_name,
-    read_manifest,
+    VersionManifest,
+    data_folder,
 )
-from stack.tables.rows import TableShard, dtype_name
+from stack.checkpoint.rows import TableReader
+from stack.checkpoint.snapshot import OF_KEYS, shape_of
+from stack.checkpoint.store import Store
+from stack.checkpoint.tensors import TensorFile
+from stack.data.keys import UNKNOWN_KEY
+from stack.ids.managed import MapState, join_states
+from stack.tables.rows import TableShard
 
 _BLOCK_ROWS = 262_144
-
-
-@dataclass(frozen=True, kw_only=True)
-class Latest:
-    """The newest complete checkpoint of a folder (None if there is none), and why newer ones were passed over."""
-
-    path: Path | None
-    ignored: tuple[str, ...]
+_BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A complete checkpoint. Tables are read from memory-mapped files: only the rows asked for."""
+    """A version and the runs that its tables are made of. Only the rows asked for are read."""
 
-    path: Path
-    manifest: CheckpointManifest
+    store: Store
+    manifest: VersionManifest
+    layers: Mapping[str, Sequence[Layer]]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"version {self.manifest.version} of {self.store.url}"
+
+    @cached_property
+    def readers(self) -> dict[str, TableReader]:
+        return {name: TableReader(self.store, name, layers) for name, layers in self.layers.items()}
 
     def table_rows(
         self,
@@ -58,8 +65,8 @@ class Checkpoint:
         num_columns: int | None = None,
         with_state: bool = True,
     ) -> TableShard:
-        """Rows `first_row ... first_row + num_rows - 1` of a table, whichever parts they lie in, or a block of columns
-        of them (None: to the last column).
+        """Rows `first_row ... first_row + num_rows - 1` of a table, or a block of columns of them (None: to the last
+        column). Of a table with managed ids, rows that no id has are zeros.
 
         State with one number for each row of a block is given for the columns asked for: see `merged_blocks`.
         Raises `CheckpointError` if the table or some of the rows or columns do not exist.
@@ -73,55 +80,54 @@ class Checkpoint:
         ):
             if first < 0 or count < 0 or first + count > size:
                 raise CheckpointError(
-                    f"{self.path} has {what} 0 to {size - 1} of table '{name}', "
+                    f"{self.name} has {what} 0 to {size - 1} of table '{name}', "
                     f"asked for {first} to {first + count - 1}"
                 )
-        states = table.shape.state if with_state else ()
-        asked = (first_column, num_columns)
-        overlaps = [(block, common) for block in table.blocks if (common := _common(block, asked))[1]]
-        found = [self._read_block(table, block, first_row, num_rows, common, states) for block, common in overlaps]
-        joined = merged_blocks(found, [width for _, (_, width) in overlaps])
+        values = self.readers[name].rows(
+            first_row, num_rows, columns=(first_column, num_columns), states=table.shape.state if with_state else ()
+        )
         return TableShard(
             name=name,
             num_rows=table.num_rows,
             dim=table.shape.dim,
             first_row=first_row,
             first_column=first_column,
-            weight_ND=joined.pop("weight"),
-            state=joined,
+            weight_ND=values.pop(WEIGHT),
+            state=values,
         )
 
     def table_parts(self, name: str, *, with_state: bool = True) -> Iterator[TableShard]:
-        """The whole table in order of rows, as many at a time as the parts of the checkpoint have."""
+        """The whole table in order of rows, a bounded number at a time."""
         table = self._table(name)
-        cuts = sorted({0, table.num_rows, *(part.first_row for part in table.parts)})
-        for first, last in pairwise(cuts):
-            yield self.table_rows(name, first, last - first, with_state=with_state)
+        for first in range(0, table.num_rows, _BLOCK_ROWS):
+            yield self.table_rows(name, first, min(_BLOCK_ROWS, table.num_rows - first), with_state=with_state)
 
     def restore(self, shards: Sequence[TableShard]) -> list[str]:
-        """Copies rows and optimizer state into the tensors of `shards`. Returns the tables whose row-wise state was
-        kept for other blocks of columns than theirs, and was merged (`merged_blocks`): worth a line to the user.
+        """Copies rows and optimizer state into the tensors of `shards`; rows that the version does not have stay as
+        they are. Returns the tables whose row-wise state was kept for other blocks of columns than theirs, and was
+        merged (`merged_blocks`): worth a line to the user.
 
-        Raises `CheckpointError` if a table is not as in the checkpoint: its rows, width, type or optimizer state
-        differ.
+        Raises `CheckpointError` if a table's width, type or optimizer state differ, or it has fewer rows than here.
         """
         merged: list[str] = []
         for shard in shards:
             table = self._table(shard.name)
-            _check_same(self.path, shard, table.shape)
-            held = int(shard.weight_ND.shape[0])
-            for start in range(0, held, _BLOCK_ROWS):  # a bounded copy, whatever the size of the table
-                block = slice(start, min(start + _BLOCK_ROWS, held))
+            self._check_same(shard, table.shape)
+            last = min(shard.first_row + int(shard.weight_ND.shape[0]), table.num_rows)
+            for first in range(shard.first_row, last, _BLOCK_ROWS):  # a bounded copy, whatever the size of the table
                 saved = self.table_rows(
-                    shard.name, shard.first_row + start, block.stop - start, first_column=shard.first_column,
+                    shard.name, first, min(_BLOCK_ROWS, last - first), first_column=shard.first_column,
                     num_columns=shard.num_columns,
                 )  # fmt: skip
+                block = slice(first - shard.first_row, first - shard.first_row + int(saved.weight_ND.shape[0]))
                 with torch.no_grad():
                     shard.weight_ND[block].copy_(saved.weight_ND)
                     for key, value in shard.state.items():
                         value[block].copy_(saved.state[key].view(value[block].shape))
             rowwise = any(value.dim() == 1 for value in shard.state.values())
-            if rowwise and (shard.first_column, shard.num_columns) not in table.blocks and shard.name not in merged:
+            own = (shard.first_column, shard.num_columns)
+            others = any(layer.entry.parts and own not in layer.entry.blocks for layer in self.layers[shard.name])
+            if rowwise and others and shard.name not in merged:
                 merged.append(shard.name)
         return merged
 
@@ -132,32 +138,36 @@ class Checkpoint:
         Raises `CheckpointError` if the table's width, type or optimizer state differ.
         """
         table = self._table(shard.name)
-        _check_same(self.path, replace(shard, num_rows=table.num_rows), table.shape)
-        for first in range(0, table.num_rows, _BLOCK_ROWS):
-            inside = ((from_row_N >= first) & (from_row_N < first + _BLOCK_ROWS)).nonzero().squeeze(1)
-            if not inside.numel():
-                continue
-            saved = self.table_rows(
-                shard.name, first, min(_BLOCK_ROWS, table.num_rows - first), first_column=shard.first_column,
-                num_columns=shard.num_columns,
-            )  # fmt: skip
-            here_N, there_N = to_row_N[inside] - shard.first_row, from_row_N[inside] - first
+        self._check_same(replace(shard, num_rows=max(shard.num_rows, table.num_rows)), table.shape)
+        order = torch.argsort(from_row_N)
+        for part in torch.split(order, _BLOCK_ROWS):
+            saved = self.readers[shard.name].taken(
+                from_row_N[part], columns=(shard.first_column, shard.num_columns), states=table.shape.state
+            )
+            here_N = (to_row_N[part] - shard.first_row).to(shard.weight_ND.device)
             with torch.no_grad():
-                shard.weight_ND[here_N] = saved.weight_ND[there_N].to(shard.weight_ND.device)
+                shard.weight_ND[here_N] = saved[WEIGHT].to(shard.weight_ND.device)
                 for key, value in shard.state.items():
-                    value[here_N] = saved.state[key][there_N].view(-1, *value.shape[1:]).to(value.device)
+                    value[here_N] = saved[key].view(-1, *value.shape[1:]).to(value.device)
 
-    def ids(self, table: str) -> list[dict[str, Tensor]]:
-        """The state of a table's managed ids, a part from each rank that wrote.
+    def map_state(self, table: str) -> MapState:
+        """The whole state of a table's managed ids.
 
         Raises `CheckpointError` if the table's ids were not managed.
         """
-        files = sorted(name for name in self.manifest.files if name.startswith(f"ids/{table}/"))
-        if not files:
+        layer = self.layers[table][-1]
+        if layer.entry.keys is not KeyKind.id:
             raise CheckpointError(
-                f"{self.path} has no managed ids of table '{table}': use the ids.modes it was saved with"
+                f"{self.name} has no managed ids of table '{table}': use the ids.modes it was saved with"
             )
-        return [self._tensors(file) for file in files]
+        folder, files = self._own
+        names = sorted(name for name in files if name.startswith(f"ids/{table}/"))
+        parts = [TensorFile(self.store, f"{folder}/{name}").all() for name in names]
+        live = self.readers[table].live
+        known = live.key_N != UNKNOWN_KEY
+        nothing = {name: getattr(live, name)[:0] for name in OF_KEYS}
+        rest = join_states([MapState.of_tensors(part | nothing) for part in parts])
+        return replace(rest, **{name: getattr(live, name)[known] for name in OF_KEYS})
 
     def dense(self) -> dict[str, Tensor]:
         """Parameters and buffers by name."""
@@ -168,156 +178,102 @@ class Checkpoint:
         return self._tensors(OPTIMIZER)
 
     def loop(self) -> LoopState:
+        name = f"{self._own[0]}/{LOOP}"
         try:
-            return msgspec.json.decode((self.path / LOOP).read_bytes(), type=LoopState)
+            return msgspec.json.decode(self.store.read(name), type=LoopState)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{self.store.url}/{name} is missing") from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise _damaged(self.path / LOOP, str(error)) from error
+            raise CheckpointError(f"{self.store.url}/{name} is damaged: {error}") from error
+
+    def files(self) -> dict[str, FileEntry]:
+        """Every file that restoring reads, by its name in the store."""
+        folder, own = self._own
+        needed = {f"{folder}/{name}": entry for name, entry in own.items()}
+        for table, layers in self.layers.items():
+            for layer in layers:
+                parts = {part.file for part in layer.entry.parts}
+                for name, entry in layer.files.items():
+                    if name in parts or name.startswith(f"ids/{table}/"):
+                        needed[f"{layer.folder}/{name}"] = entry
+        return needed
+
+    def digest(self) -> str:
+        """A sha256 of all that training goes on from, however many versions, processes and files it was written in."""
+        digest = hashlib.sha256(msgspec.json.encode(self.loop()))
+
+        def add(tensors: Mapping[str, Tensor]) -> None:
+            for name, value in sorted(tensors.items()):
+                digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+                digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+        for table in sorted(self.manifest.tables):
+            digest.update(table.encode())
+            if self.layers[table][-1].entry.keys is KeyKind.id:
+                add(self.map_state(table).tensors())
+            for shard in self.table_parts(table):
+                add({WEIGHT: shard.weight_ND, **shard.state})
+        add(self.dense())
+        add(self.optimizer())
+        return digest.hexdigest()
 
     def verify(self, *, rank: int = 0, world_size: int = 1) -> None:
-        """Reads every file (of several ranks, each its share); raises `CheckpointError` naming one that has changed."""
-        for name, entry in list(self.manifest.files.items())[rank::world_size]:
-            file = safe_join(self.path, name)
-            digest = sha256_of(file)
-            if digest != entry.sha256:
-                raise _damaged(file, f"its sha256 is {digest[:12]}, the manifest says {entry.sha256[:12]}")
+        """Reads every file (of several ranks, each its share); raises `CheckpointError` naming one that is missing or
+        has changed."""
+        for name, entry in sorted(self.files().items())[rank::world_size]:
+            check_file(self.store, name, entry)
+
+    @property
+    def _own(self) -> tuple[str, Mapping[str, FileEntry]]:
+        return data_folder(self.manifest.data), self.manifest.files
 
     def _table(self, name: str) -> TableEntry:
         if name not in self.manifest.tables:
             known = ", ".join(sorted(self.manifest.tables)) or "none"
-            raise CheckpointError(f"{self.path} has no table '{name}'; it has: {known}")
+            raise CheckpointError(f"{self.name} has no table '{name}'; it has: {known}")
         return self.manifest.tables[name]
 
-    def _read_block(
-        self,
-        table: TableEntry,
-        block: tuple[int, int],
-        first_row: int,
-        num_rows: int,
-        columns: tuple[int, int],
-        states: Sequence[str],
-    ) -> dict[str, Tensor]:
-        """Rows of the saved block of columns `block`, of which the columns `columns` are wanted."""
-        parts = [part for part in table.parts if (part.first_column, part.num_columns) == block]
-        wanted = slice(columns[0] - block[0], columns[0] - block[0] + columns[1])
-        pieces = [
-            self._read_part(part, first_row, num_rows, wanted, states)
-            for part in parts
-            if part.first_row < first_row + num_rows and first_row < part.first_row + part.num_rows
-        ]
-        if not pieces:  # no rows asked for: shapes and types from the first part
-            pieces = [self._read_part(parts[0], 0, 0, wanted, states)]
-        return {key: torch.cat([piece[key] for piece in pieces]) for key in ("weight", *states)}
-
-    def _read_part(
-        self, part: Part, first_row: int, num_rows: int, columns: slice, states: Sequence[str]
-    ) -> dict[str, Tensor]:
-        """The rows and columns of a part that are asked for."""
-        start = max(first_row - part.first_row, 0)
-        end = max(min(first_row + num_rows - part.first_row, part.num_rows), start)
-        file = safe_join(self.path, part.file)
-        try:
-            with safe_open(file, framework="pt") as opened:
-                slices = {key: opened.get_slice(key) for key in ("rows", "weight", *states)}
-                piece = {
-                    key: value[start:end, columns] if len(value.get_shape()) == 2 else value[start:end]
-                    for key, value in slices.items()
-                }
-        except (SafetensorError, OSError) as error:
-            raise _damaged(file, str(error)) from error
-        first = part.first_row
-        if not torch.equal(piece["rows"], torch.arange(first + start, first + end)):
-            raise _damaged(file, f"its rows are not {first} to {first + part.num_rows - 1}")
-        return piece
+    def _check_same(self, shard: TableShard, saved: TableShape) -> None:
+        wanted = shape_of(shard)
+        if saved.num_rows > wanted.num_rows or msgspec.structs.replace(saved, num_rows=wanted.num_rows) != wanted:
+            raise CheckpointError(
+                f"table '{shard.name}' of {self.name} has {_told(saved)}; the model's has {_told(wanted)}: "
+                "resume with the configuration and data it was saved with"
+            )
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
-        try:
-            return load_file(self.path / name)
-        except (SafetensorError, OSError) as error:
-            raise _damaged(self.path / name, str(error)) from error
+        return TensorFile(self.store, f"{self._own[0]}/{name}").all()
 
 
-def merged_blocks(blocks: Sequence[dict[str, Tensor]], widths: Sequence[int]) -> dict[str, Tensor]:
-    """Adjacent blocks of columns as one: weights and state of each weight side by side, and the mean of row-wise state,
-    each block counting by its width.
-
-    Row-wise state is a mean of squared gradients over the columns of its block (row-wise Adagrad, partial row-wise
-    Adam), so this mean is what whole rows would have had for the same gradients. The other way round a narrower block
-    begins with the state of the wider one it was cut from: the row's learning rate goes on as it was.
-    """
-    if len(blocks) == 1:
-        return dict(blocks[0])
-    share = [width / sum(widths) for width in widths]
-    return {
-        key: torch.cat([block[key] for block in blocks], dim=1)
-        if blocks[0][key].dim() == 2
-        else torch.stack([block[key] * part for block, part in zip(blocks, share, strict=True)]).sum(0)
-        for key in blocks[0]
-    }
+def digest_of(store: Store, name: str) -> str:
+    """The sha256 of a file. Raises `FileNotFoundError`."""
+    digest = hashlib.sha256()
+    mapped = store.map(name)
+    for first in range(0, store.size(name), _BLOCK_BYTES):
+        block = store.read(name, first=first, size=_BLOCK_BYTES) if mapped is None else mapped[first:][:_BLOCK_BYTES]
+        digest.update(block)
+    return digest.hexdigest()
 
 
-def _common(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    """What two blocks, each (first column, columns), have in common."""
-    first = max(one[0], other[0])
-    return first, max(min(sum(one), sum(other)) - first, 0)
-
-
-def _check_same(path: Path, shard: TableShard, saved: TableShape) -> None:
-    wanted = TableShape(
-        num_rows=shard.num_rows,
-        dim=shard.dim,
-        dtype=dtype_name(shard.weight_ND.dtype),
-        state=tuple(sorted(shard.state)),
-    )
-    if saved != wanted:
+def check_file(store: Store, name: str, entry: FileEntry) -> None:
+    """Raises `CheckpointError` if a file is missing, or not what its manifest says."""
+    try:
+        size = store.size(name)
+        digest = digest_of(store, name) if size == entry.num_bytes else None
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{store.url}/{name} is missing") from error
+    if digest is None:
+        raise CheckpointError(f"{store.url}/{name} is damaged: it has {size} bytes, not {entry.num_bytes}")
+    if digest != entry.sha256:
         raise CheckpointError(
-            f"table '{shard.name}' of {path} has {_told(saved)}; the model's has {_told(wanted)}: "
-            "resume with the configuration and data it was saved with"
+            f"{store.url}/{name} is damaged: its sha256 is {digest[:12]}, the manifest says {entry.sha256[:12]}"
         )
+
+
+def open_version(chain: Chain, version: VersionManifest) -> Checkpoint:
+    """Raises `CheckpointError` where something that the version builds on is missing."""
+    return Checkpoint(store=chain.store, manifest=version, layers=chain.layers(version))
 
 
 def _told(shape: TableShape) -> str:
     return f"{shape.num_rows} rows of {shape.dim} in {shape.dtype}, state {list(shape.state)}"
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Checks the manifest, and that the folder holds its files in their sizes and no others (`verify` reads them).
-
-    Raises `CheckpointError` naming the file that is damaged, missing, too short, too long, or not in the manifest.
-    """
-    manifest = read_manifest(path)
-    present = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()} - {MANIFEST}
-    for name, entry in manifest.files.items():
-        file = safe_join(path, name)
-        if name not in present:
-            raise CheckpointError(f"{file} is missing: delete its checkpoint to use an older one")
-        if file.stat().st_size != entry.num_bytes:
-            raise _damaged(file, f"it has {file.stat().st_size} bytes, the manifest says {entry.num_bytes}")
-    extra = sorted(present - set(manifest.files))
-    if extra:
-        raise CheckpointError(f"{path / extra[0]} is not in the manifest of its checkpoint: remove it")
-    if path.name != checkpoint_name(manifest.step):
-        raise CheckpointError(f"{path} holds the checkpoint of step {manifest.step}: rename it back")
-    return Checkpoint(path=path, manifest=manifest)
-
-
-def complete_checkpoints(folder: Path) -> tuple[list[Checkpoint], tuple[str, ...]]:
-    """The complete checkpoints of a run, oldest first, and why each other folder with a step's name is not one."""
-    complete: list[Checkpoint] = []
-    ignored: list[str] = []
-    named = [path for path in folder.glob("*") if path.name.isdecimal()]
-    for path in sorted(named, key=lambda path: int(path.name)):
-        try:
-            complete.append(open_checkpoint(path))
-        except CheckpointError as error:
-            ignored.append(str(error))
-    return complete, tuple(ignored)
-
-
-def latest(folder: Path) -> Latest:
-    """The newest complete checkpoint in `folder`. Say what it ignored: training then repeats steps."""
-    complete, ignored = complete_checkpoints(folder)
-    return Latest(path=complete[-1].path if complete else None, ignored=ignored)
-
-
-def _damaged(file: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{file} is damaged: {reason}: delete its checkpoint to use an older one")

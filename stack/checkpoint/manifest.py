@@ -1,26 +1,38 @@
-"""What a checkpoint is on disk, and the manifest that makes its folder complete.
+"""What a chain of checkpoints is on disk, and the manifests that make its versions exist.
 
 ::
 
-    <run>/checkpoints/00000123/
-      manifest.json                       written last; sizes and sha256 of every other file, and its own digest
-      tables/<table>/part-00000-0.safetensors  what rank 0 held: rows (int64, ascending), weight, <optimizer state> ...
-      ids/<table>/part-00000.safetensors      managed ids: keys and rows that rank 0 managed, statistics, who waits
-      dense.safetensors                   parameters and buffers that every rank holds whole, by name
-      optimizer.safetensors               the dense optimizer's state
-      loop.json                           where training stands: LoopState
+    <run>/checkpoints/
+      manifests/00000012.json       version 12; appears when all its files are on disk, never changes, is never deleted
+      bases/00000012.json           where version 12 was compacted: its tables, whole
+      pruned/00000003.json          version 3 has no files any more, and why
+      leases/  quarantine/  reports/
+      data/<unique>/                the files of one version, or of one compaction
+        manifest.json                            the same file as manifests/00000012.json
+        tables/<table>/part-00000-0.safetensors  of rank 0: key (int64, ascending), weight, <optimizer state>
+        ids/<table>/part-00000.safetensors       of managed ids: keys that lost their rows, and what belongs to no key
+        dense.safetensors                        parameters and buffers that every rank holds whole, by name
+        optimizer.safetensors                    the dense optimizer's state
+        loop.json                                where training stands: LoopState
 
-A table is rows, not shards: which rank wrote a part, and how many ranks there were, means nothing to a reader, so any
-number of ranks loads it. Parts may be blocks of columns (column-wise, grid); then row-wise optimizer state, one number
-for each row of a block, is kept for each block. Nothing is pickled.
+A table's rows written at one time are a *run*. A version's run is whole, or a delta: the rows that changed since its
+parent. Versions are counted, `previous` is the one counted before, `parent` the one that it builds on; they differ
+where an older version was restored or a day trained anew. Both are named with their digests, so a chain cannot be
+mistaken.
+
+A key is the row where ids are direct or hashed, and the id where they are managed; then `row`, `count` and `last` of
+the map come with it (`stack.ids.managed`), and `UNKNOWN_KEY` stands for row 0. Which rank wrote a part, and how many
+there were, means nothing to a reader. Parts may be blocks of columns (column-wise, grid); then row-wise optimizer
+state, one number for each row of a block, is kept for each block. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from itertools import groupby
-from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -28,23 +40,27 @@ from stack.base.errors import CheckpointError
 from stack.data.loader import Cursor
 from stack.data.schema import Schema
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 DENSE = "dense.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 LOOP = "loop.json"
 
+KEY, WEIGHT, ROW, COUNT, LAST, GONE = "key", "weight", "row", "count", "last", "gone"
+
 
 class LoopState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where training stands: `cursor` is the next batch, `step` and `epoch` count what is done.
+    """Where training stands: `cursor` is the next batch of the days in hand, `step` and `epoch` count what is done.
 
-    `random` holds states of random generators as numbers, by a name the trainer chooses; `numbers` whatever else the
-    trainer needs to go on (scales, counters). A number that is not finite comes back as None: JSON has no NaN.
+    `first_step`: the step with which these days began. `random` holds states of random generators as numbers, by a name
+    the trainer chooses; `numbers` whatever else the trainer needs to go on (scales, counters). A number that is not
+    finite comes back as None: JSON has no NaN.
     """
 
     step: int
     epoch: int
     cursor: Cursor
+    first_step: int = 0
     random: dict[str, list[int]] = {}
     numbers: dict[str, float | None] = {}
 
@@ -59,24 +75,50 @@ class Context(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     code_version: str
 
 
+class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A version, and the digest of its manifest."""
+
+    version: int
+    digest: str
+
+
+class Lineage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a version came about: the verb, the day it learnt where it is one, a digest of all that it was made from, the
+    version whose place it takes, the version that it brings back."""
+
+    verb: str
+    day: str | None = None
+    inputs: str = ""
+    supersedes: Link | None = None
+    restores: Link | None = None
+
+
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     num_bytes: int
     sha256: str
 
 
+class KeyKind(Enum):
+    """What the keys of a table's runs are."""
+
+    row = "row"
+    id = "id"
+
+
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One file of a table: rows `first_row ... first_row + num_rows - 1`, and columns likewise."""
+    """One file of a run: `num_rows` rows with keys from `first_key` to `last_key`, and a block of columns."""
 
     file: str
-    first_row: int
     num_rows: int
+    first_key: int
+    last_key: int
     first_column: int
     num_columns: int
 
 
 class TableShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all parts of a table have in common. `state` names the optimizer's tensors; `dtype` is the weights',
-    as `tables.row_type` says it."""
+    """What all parts of a table have in common. `num_rows` is that of the table, not of the run; `state` names the
+    optimizer's tensors; `dtype` is the weights', as `tables.row_type` says it."""
 
     num_rows: int
     dim: int
@@ -85,13 +127,16 @@ class TableShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class TableEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One table; its parts, in order of columns and then of rows, cover every number once."""
+    """A table's run in a version; its parts are in order of columns and then of keys. `whole`: nothing lies below."""
 
     shape: TableShape
+    keys: KeyKind
+    whole: bool
     parts: tuple[Part, ...]
 
     @property
     def num_rows(self) -> int:
+        """Of the whole table."""
         return self.shape.num_rows
 
     @property
@@ -103,25 +148,81 @@ class TableEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """(first column, columns) of the blocks of columns it is saved in."""
         return tuple(sorted({(part.first_column, part.num_columns) for part in self.parts}))
 
+    @property
+    def num_written(self) -> int:
+        """Rows of the run."""
+        first_column = min((part.first_column for part in self.parts), default=0)
+        return sum(part.num_rows for part in self.parts if part.first_column == first_column)
 
-class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything about a checkpoint but its numbers. `created` is UTC, for people: order is that of `step`.
 
-    `digest` is the sha256 of this manifest written with an empty digest.
+class VersionManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything about a version but its numbers. `created` is UTC, for people: order is that of `version`.
+
+    `complete`: the training it belongs to came to its end; otherwise it is a save on the way. `shardings` is how each
+    table was spread, for people. `data` is the folder of its `files`. `digest` is the sha256 of this manifest written
+    with an empty digest.
     """
 
     format_version: int
-    step: int
+    version: int
+    previous: Link | None
+    parent: Link | None
     created: str
+    complete: bool
+    step: int
     world_size: int
+    shardings: dict[str, str]
     context: Context
+    lineage: Lineage
+    metrics: dict[str, float | None]
     tables: dict[str, TableEntry]
+    data: str
+    files: dict[str, FileEntry]
+    digest: str = ""
+
+    @property
+    def link(self) -> Link:
+        return Link(version=self.version, digest=self.digest)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a base: none of its tables builds on the parent's."""
+        return all(table.whole for table in self.tables.values())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.num_bytes for file in self.files.values())
+
+
+class BaseManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The tables of version `of`, whole: what its runs and those below it come to. The rest is in the version."""
+
+    format_version: int
+    of: Link
+    created: str
+    tables: dict[str, TableEntry]
+    data: str
     files: dict[str, FileEntry]
     digest: str = ""
 
 
-def checkpoint_name(step: int) -> str:
-    return f"{step:08d}"
+M = TypeVar("M", VersionManifest, BaseManifest)
+
+
+def manifest_name(version: int) -> str:
+    return f"manifests/{version:08d}.json"
+
+
+def base_name(version: int) -> str:
+    return f"bases/{version:08d}.json"
+
+
+def pruned_name(version: int) -> str:
+    return f"pruned/{version:08d}.json"
+
+
+def data_folder(data: str) -> str:
+    return f"data/{data}"
 
 
 def part_name(table: str, rank: int, number: int = 0) -> str:
@@ -133,44 +234,47 @@ def ids_part_name(table: str, rank: int) -> str:
     return f"ids/{table}/part-{rank:05d}.safetensors"
 
 
-def encode_manifest(manifest: CheckpointManifest) -> bytes:
-    """The bytes of the manifest file, with its digest filled in."""
-    return msgspec.json.encode(msgspec.structs.replace(manifest, digest=_digest(manifest)))
+def encode_manifest(manifest: M) -> bytes:
+    """The bytes of the manifest file, with its digest filled in; readable by people."""
+    return msgspec.json.format(msgspec.json.encode(with_digest(manifest)), indent=1) + b"\n"
 
 
-def read_manifest(checkpoint: Path) -> CheckpointManifest:
-    """Raises `CheckpointError` if the folder has no manifest, or one that is damaged or of another format version."""
-    file = checkpoint / MANIFEST
-    try:
-        data = file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{checkpoint} is not a complete checkpoint: it has no {MANIFEST}") from error
+def with_digest(manifest: M) -> M:
+    return msgspec.structs.replace(manifest, digest=_digest(manifest))
+
+
+def decode_manifest(data: bytes, kind: type[M], *, name: str) -> M:
+    """Raises `CheckpointError` if the manifest `name` is damaged or of another format version."""
     try:
         version = msgspec.json.decode(data, type=_Version).format_version
         if version != FORMAT_VERSION:
             raise CheckpointError(
-                f"{file} has format version {version}; this code reads version {FORMAT_VERSION}: "
+                f"{name} has format version {version}; this code reads version {FORMAT_VERSION}: "
                 "use the code that wrote it"
             )
-        manifest = msgspec.json.decode(data, type=CheckpointManifest)
+        manifest = msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}: delete its checkpoint to use an older one") from error
-    if manifest.digest != _digest(manifest):
-        raise CheckpointError(f"{file} is damaged: its digest is another: delete its checkpoint to use an older one")
+        raise CheckpointError(f"{name} is damaged: {error}") from error
+    if manifest.digest != _digest(manifest) or data != encode_manifest(manifest):
+        raise CheckpointError(f"{name} is damaged: its digest is another")
     return manifest
 
 
-def table_entry(table: str, shapes: Mapping[str, TableShape], parts: list[Part]) -> TableEntry:
+def table_entry(
+    table: str, *, keys: KeyKind, whole: bool, shapes: Mapping[str, TableShape], parts: Sequence[Part]
+) -> TableEntry:
     """The entry of a table from what each part's writer said of it, by file.
 
-    Raises `CheckpointError` if the writers disagree, or if the parts do not cover the table once.
+    Raises `CheckpointError` if the writers disagree, blocks of columns leave a hole or have other rows than the first,
+    or a whole run does not have every row once (managed ids: that of unknown ids at least).
     """
     if len(set(shapes.values())) != 1:
         raise CheckpointError(
             f"table '{table}': ranks disagree on rows, width, type or optimizer state: {dict(shapes)}"
         )
     shape = next(iter(shapes.values()))
-    ordered = sorted((part for part in parts if part.num_rows), key=lambda part: (part.first_column, part.first_row))
+    ordered = sorted((part for part in parts if part.num_rows), key=lambda part: (part.first_column, part.first_key))
+    entry = TableEntry(shape=shape, keys=keys, whole=whole, parts=tuple(ordered))
     next_column = 0
     for (first_column, num_columns), grouped in groupby(
         ordered, key=lambda part: (part.first_column, part.num_columns)
@@ -180,18 +284,24 @@ def table_entry(table: str, shapes: Mapping[str, TableShape], parts: list[Part])
             raise CheckpointError(
                 f"table '{table}': {block[0].file} begins at column {first_column}, not {next_column}"
             )
-        _check_rows(table, block, shape.num_rows)
+        if sum(part.num_rows for part in block) != entry.num_written:
+            raise CheckpointError(f"table '{table}': its blocks of columns have different numbers of rows")
+        if whole and keys is KeyKind.row:
+            _check_rows(table, block, shape.num_rows)
         next_column += num_columns
-    if next_column != shape.dim:
+    if next_column != shape.dim and (whole or ordered):
         raise CheckpointError(f"table '{table}': its parts end at column {next_column}, but it has {shape.dim} columns")
-    return TableEntry(shape=shape, parts=tuple(ordered))
+    return entry
 
 
 def _check_rows(table: str, parts: list[Part], num_rows: int) -> None:
     next_row = 0
     for part in parts:
-        if part.first_row != next_row:
-            raise CheckpointError(f"table '{table}': {part.file} begins at row {part.first_row}, not at {next_row}")
+        if part.first_key != next_row or part.last_key - part.first_key != part.num_rows - 1:
+            raise CheckpointError(
+                f"table '{table}': {part.file} has {part.num_rows} rows from {part.first_key} to {part.last_key}, "
+                f"not all from {next_row}"
+            )
         next_row += part.num_rows
     if next_row != num_rows:
         raise CheckpointError(f"table '{table}': its parts end at row {next_row}, but it has {num_rows} rows")
@@ -201,5 +311,5 @@ class _Version(msgspec.Struct):
     format_version: int
 
 
-def _digest(manifest: CheckpointManifest) -> str:
+def _digest(manifest: M) -> str:
     return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, digest=""))).hexdigest()

@@ -1,247 +1,416 @@
-"""Writes a checkpoint: every rank its rows, rank 0 the rest, and the folder appears only when all of it is on disk.
+"""Writes versions: every process its rows, the first one the rest; a version appears only when all of it is on disk.
 
 ::
 
-    rank 0    make the folder aside | write own parts, dense, loop | check, manifest, flush, rename |
-    rank 1                          | write own parts              |                                |
-                                 barrier                        barrier                          barrier
+    process 0   take | write own files | wait for the others' | manifest, flush, publish |
+    process 1   take | write own files |
+                     | training goes on                                                  | next save, or the end
 
-A rank says what it wrote in a small JSON file beside its parts. A rank that fails or dies leaves none, so rank 0
-publishes nothing and every rank raises. A kill at any moment leaves the older checkpoints as they were.
+What is taken is a copy, so writing runs beside training in a thread; what would be too large to copy is written while
+training waits. A process says what it wrote in a small file; one that fails says so, one that dies says nothing, and
+then process 0 publishes nothing and every process raises at its next save. A kill at any moment leaves the older
+versions as they were, and a folder of files that no version has, which pruning deletes.
+
+Publishing is a link that fails where the name exists, and the number is that after the newest version when this process
+began: of two jobs that train one run, one is refused, however long it slept before.
 """
 
 from __future__ import annotations
 
-import itertools
-import shutil
+import hashlib
+import threading
+import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from stack.base.errors import CheckpointError
-from stack.base.files import ASIDE, sha256_of, sync
-from stack.checkpoint.load import open_checkpoint
+from stack.checkpoint.chain import Chain
+from stack.checkpoint.config import CheckpointConfig
+from stack.checkpoint.crew import Crew
+from stack.checkpoint.leases import Lease, write_lease
 from stack.checkpoint.manifest import (
     DENSE,
     FORMAT_VERSION,
+    KEY,
     LOOP,
     MANIFEST,
     OPTIMIZER,
-    CheckpointManifest,
     Context,
     FileEntry,
-    LoopState,
+    KeyKind,
+    Lineage,
+    Link,
     Part,
     TableEntry,
     TableShape,
-    checkpoint_name,
+    VersionManifest,
+    data_folder,
     encode_manifest,
     ids_part_name,
+    manifest_name,
     part_name,
     table_entry,
+    with_digest,
 )
-from stack.tables.rows import TableShard, dtype_name
+from stack.checkpoint.snapshot import Run, Snapshot, State, refuse_not_finite, shape_of, take
+from stack.checkpoint.store import Store
+from stack.checkpoint.tensors import write_tensors
+
+_POLL_SECONDS = 0.02
 
 
 class _Said(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rank wrote: its parts of each table, the table's shape by part's file, and all its files."""
+    """What a process wrote: its parts of each table with the table's shape, and all its files; or why it could not."""
 
-    parts: dict[str, list[Part]]
-    shapes: dict[str, TableShape]
-    files: dict[str, FileEntry]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Save:
-    """One save on one rank."""
-
-    final: Path
-    aside: Path
-    rank: int
-    world_size: int
-
-    def said_file(self, rank: int) -> Path:
-        return self.aside / f"rank-{rank:05d}.json"
-
-
-def save_checkpoint(
-    folder: Path,
-    *,
-    step: int,
-    shards: Sequence[TableShard],
-    dense: Mapping[str, Tensor],
-    optimizer: Mapping[str, Tensor],
-    loop: LoopState,
-    context: Context,
-    rank: int = 0,
-    world_size: int = 1,
-    barrier: Callable[[], object] = lambda: None,
-    ids: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> Path:
-    """Writes `folder/<step>`, to be called by every rank with its own `shards`; returns the complete folder.
-
-    `ids` has this rank's state of every table with managed ids, by names the caller chooses.
-    `shards` together, over ranks, have every row and column of each table once (those not `written` apart). `dense`,
-    `optimizer` (by names the caller chooses), `loop` and `context` are taken from rank 0. `barrier` waits for all
-    ranks. `folder` is the same place for all of them. A damaged checkpoint of the same step is renamed to
-    `<step>.damaged-1`, not deleted.
-
-    Raises:
-        CheckpointError: a whole checkpoint has this step, a rank could not write, or rows are missing or held twice.
-    """
-    name = checkpoint_name(step)
-    save = _Save(final=folder / name, aside=folder / f"{ASIDE}{name}", rank=rank, world_size=world_size)
-    phases: list[Callable[[], None]] = [
-        lambda: _begin(save),
-        lambda: _write_own(save, shards, dense, optimizer, loop, ids or {}),
-        lambda: _publish(save, step=step, context=context),
-    ]
-    failure: Exception | None = None
-    for phase in phases:
-        try:
-            if failure is None:
-                phase()
-        except (OSError, SafetensorError, CheckpointError) as error:
-            failure = error  # raised below: the other ranks wait at the barrier
-        barrier()
-    if failure is not None or not save.final.exists():
-        shutil.rmtree(save.aside, ignore_errors=True)
-        reason = failure or f"another rank than {rank} failed"
-        raise CheckpointError(
-            f"{save.final} was not written: {reason}; older checkpoints are as they were"
-        ) from failure
-    return save.final
-
-
-def _begin(save: _Save) -> None:
-    """Rank 0: makes the folder aside, and room for its final name if a damaged checkpoint has it."""
-    if save.rank != 0:
-        return
-    shutil.rmtree(save.aside, ignore_errors=True)
-    if save.final.exists():
-        try:
-            open_checkpoint(save.final)
-        except CheckpointError:
-            numbers = itertools.count(1)
-            free = (save.final.with_name(f"{save.final.name}.damaged-{number}") for number in numbers)
-            save.final.rename(next(path for path in free if not path.exists()))
-        else:
-            raise CheckpointError("it exists, and a checkpoint is never overwritten: delete it or resume from it")
-    save.aside.mkdir(parents=True)
-
-
-def _write_own(
-    save: _Save,
-    shards: Sequence[TableShard],
-    dense: Mapping[str, Tensor],
-    optimizer: Mapping[str, Tensor],
-    loop: LoopState,
-    ids: Mapping[str, Mapping[str, Tensor]],
-) -> None:
-    """Writes and flushes this rank's files, then says so."""
-    if not save.aside.is_dir():
-        raise CheckpointError("rank 0 did not make its folder")
     parts: dict[str, list[Part]] = {}
     shapes: dict[str, TableShape] = {}
     files: dict[str, FileEntry] = {}
-    for shard in (shard for shard in shards if shard.written):
-        held = parts.setdefault(shard.name, [])
-        file, num_rows = part_name(shard.name, save.rank, len(held)), int(shard.weight_ND.shape[0])
-        shapes[file] = _shape(shard)
-        held.append(
-            Part(
-                file=file, first_row=shard.first_row, num_rows=num_rows, first_column=shard.first_column,
-                num_columns=shard.num_columns,
+    failure: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a version says of itself besides its numbers."""
+
+    step: int
+    complete: bool
+    context: Context
+    lineage: Lineage
+    shardings: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parent:
+    """What the next delta lies over, as every process knows it."""
+
+    shapes: Mapping[str, TableShape]
+    num_deltas: Mapping[str, int]
+    clocks: Mapping[str, int]
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """One version on its way."""
+
+    folder: str
+    whole: Mapping[str, bool]
+    keys: Mapping[str, KeyKind]
+    snapshot: Snapshot
+    facts: Facts
+    thread: threading.Thread | None = None
+    failure: Exception | None = None
+    published: VersionManifest | None = None
+
+
+class ChainWriter:
+    """Writes one version after the other; made and called by every process of a job together.
+
+    `parent`: the version that the state of the job comes from (None: from the beginning). `changed_tables`: those whose
+    rows are no longer where the parent has them; they are written whole. `after` is called on process 0, in the thread
+    that writes, when a version is out.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        *,
+        options: CheckpointConfig,
+        crew: Crew | None = None,
+        parent: VersionManifest | None = None,
+        clocks: Mapping[str, int] | None = None,
+        rewritten: Sequence[str] = (),
+        after: Callable[[VersionManifest], None] | None = None,
+    ) -> None:
+        self._chain = chain
+        self._options = options
+        self._crew = crew or Crew()
+        self._parent = parent.link if parent else None
+        self._newest = _link_of(chain.newest_readable()) if self._crew.first else None
+        self._number = max(chain.numbers(), default=0) + 1
+        kept = {} if parent is None else {name: one for name, one in parent.tables.items() if name not in rewritten}
+        layers = {} if parent is None else chain.layers(parent)
+        self._below = _Parent(
+            shapes={name: one.shape for name, one in kept.items()},
+            num_deltas={name: len(layers[name]) - 1 for name in kept},
+            clocks=clocks or {},
+        )
+        self._after = after or _nothing
+        self._job: _Job | None = None
+
+    def save(self, state: State, facts: Facts) -> None:
+        """Takes a version, and writes it beside what comes next; `wait` tells whether it is out.
+
+        Raises: `CheckpointError` where the version before could not be written.
+        """
+        self.wait()
+        folder = data_folder(self._crew.from_first(uuid.uuid4().hex.encode()).decode())
+        whole = self._whole(state)
+        copies = self._options.asynchronous and self._fits(state, whole)
+        snapshot = take(
+            state, whole=whole, old=self._below.shapes, since=self._below.clocks, copies=copies, first=self._crew.first
+        )
+        keys = {name: KeyKind.id if name in state.maps else KeyKind.row for name in state.tables}
+        self._job = _Job(folder=folder, whole=whole, keys=keys, snapshot=snapshot, facts=facts)
+        self._below = _Parent(
+            shapes={shard.name: shape_of(shard) for shard in state.shards},
+            num_deltas={name: 0 if whole[name] else self._below.num_deltas.get(name, 0) + 1 for name in whole},
+            clocks={name: one.clock for name, one in state.maps.items()},
+        )
+        if not copies:
+            self._write(self._job)
+            self.wait()
+            return
+        self._job.thread = threading.Thread(target=self._write, args=(self._job,), name="checkpoint")
+        self._job.thread.start()
+
+    def wait(self) -> VersionManifest | None:
+        """Waits until the version taken last is out, and gives its manifest on process 0.
+
+        Raises: `CheckpointError` on every process where any could not write its part.
+        """
+        job, self._job = self._job, None
+        if job is None:
+            return None
+        self._join(job)
+        (num_failed,) = self._crew.totals([float(job.failure is not None)])
+        if num_failed:
+            raise CheckpointError(
+                f"{self._chain.store.url}: the version of step {job.facts.step} was not written: "
+                f"{job.failure or 'another process could not write'}; older versions are as they were"
+            ) from job.failure
+        if job.published is not None:
+            self._parent = self._newest = job.published.link
+            self._number += 1
+        return job.published
+
+    def close(self) -> None:
+        """Lets the version taken last be written, without asking the other processes: after a failure elsewhere."""
+        if self._job is not None:
+            self._join(self._job)
+
+    @staticmethod
+    def _join(job: _Job) -> None:
+        if job.thread is not None:
+            job.thread.join()
+
+    def _whole(self, state: State) -> dict[str, bool]:
+        """Which tables are written whole; the same on every process, whichever of them it holds."""
+        names = state.tables
+        must, changed, held = (dict.fromkeys(names, 0.0) for _ in range(3))
+        for shard in (one for one in state.shards if one.written):
+            name, share, below = shard.name, shard.num_columns / shard.dim, self._below.shapes.get(shard.name)
+            managed, rows = state.maps.get(name), state.changed.get(name)
+            must[name] += not _lies_over(shape_of(shard), below, managed=managed is not None)
+            held[name] += int(shard.weight_ND.shape[0]) * share
+            if managed is not None:
+                changed[name] += int((managed.last_N > self._below.clocks.get(name, 0)).sum())
+            elif rows is not None:
+                first, last = shard.first_row, shard.first_row + int(shard.weight_ND.shape[0])
+                changed[name] += int(((rows >= first) & (rows < last)).sum()) * share
+            must[name] += rows is None and (managed is None or name not in state.gone)
+        sums = iter(self._crew.totals([one[name] for name in names for one in (must, changed, held)]))
+        whole = {}
+        for name in names:
+            num_must, num_changed, num_held = next(sums), next(sums), next(sums)
+            much = num_changed >= self._options.whole_share * num_held
+            whole[name] = num_must > 0 or much or self._below.num_deltas.get(name, 0) >= self._options.max_deltas
+        return whole
+
+    def _fits(self, state: State, whole: Mapping[str, bool]) -> bool:
+        """Whether every process can copy what it writes."""
+        size = sum(
+            one.weight_ND.nbytes + sum(value.nbytes for value in one.state.values())
+            for one in state.shards
+            if one.written and whole[one.name]
+        )
+        (num_too_large,) = self._crew.totals([float(size > self._options.max_snapshot_gib * 2**30)])
+        return not num_too_large
+
+    def _write(self, job: _Job) -> None:
+        """This process's files, and on process 0 the version; a failure is kept for `wait`."""
+        crew, store = self._crew, self._chain.store
+        lease = Lease(data=job.folder.rpartition("/")[2], seconds=self._options.lease_seconds)
+        try:
+            if crew.first:
+                write_lease(store, lease)
+            said = self._write_own(job)
+            self._say(job, said)
+            if crew.first:
+                job.published = self._publish(job, lease)
+        except Exception as error:  # whatever it is, the others must not wait, and `wait` raises it
+            job.failure = error
+            self._say_failure(job, error)
+        finally:
+            if crew.first:
+                lease.release(store)
+        if job.published is not None:
+            try:
+                self._after(job.published)
+            except CheckpointError as error:
+                job.failure = error
+
+    def _write_own(self, job: _Job) -> _Said:
+        refuse_not_finite(job.snapshot)
+        files: dict[str, FileEntry] = {}
+        parts: dict[str, list[Part]] = {}
+        shapes: dict[str, TableShape] = {}
+        for run in job.snapshot.runs:
+            shapes[run.table] = run.shape
+            own = parts.setdefault(run.table, [])
+            for first, last in _cuts(run, part_bytes=self._options.part_mib * 2**20):
+                name = part_name(run.table, self._crew.rank, len(own))
+                piece = {key: value[first:last] for key, value in run.tensors.items()}
+                files[name] = self._tensors(job, name, piece)
+                own.append(_part(name, run, piece))
+        for table, state in job.snapshot.ids.items():
+            name = ids_part_name(table, self._crew.rank)
+            files[name] = self._tensors(job, name, state)
+        if self._crew.first:
+            files[DENSE] = self._tensors(job, DENSE, job.snapshot.dense)
+            files[OPTIMIZER] = self._tensors(job, OPTIMIZER, job.snapshot.optimizer)
+            files[LOOP] = write_file(self._chain, f"{job.folder}/{LOOP}", msgspec.json.encode(job.snapshot.loop))
+        return _Said(parts=parts, shapes=shapes, files=files)
+
+    def _tensors(self, job: _Job, name: str, tensors: Mapping[str, object]) -> FileEntry:
+        with self._chain.store.create(f"{job.folder}/{name}") as file:
+            return write_tensors(file, tensors)  # type: ignore[arg-type]
+
+    def _say(self, job: _Job, said: _Said) -> None:
+        """Under its name only when it is whole: process 0 may be reading."""
+        name = _said_name(job, self._crew.rank)
+        write_file(self._chain, f"{name}.part", msgspec.json.encode(said))
+        self._chain.store.publish(f"{name}.part", name)
+
+    def _say_failure(self, job: _Job, error: Exception) -> None:
+        """Best effort: where even this cannot be written, process 0 gives up when its patience ends."""
+        try:
+            self._say(job, _Said(failure=str(error)))
+        except OSError:
+            return
+
+    def _publish(self, job: _Job, lease: Lease) -> VersionManifest:
+        """Process 0: gathers what all wrote, writes the manifest, flushes the folders, and publishes."""
+        store, crew = self._chain.store, self._crew
+        said = [self._await_said(job, rank) for rank in range(crew.world_size)]
+        manifest = with_digest(
+            VersionManifest(
+                format_version=FORMAT_VERSION,
+                version=self._number,
+                previous=self._newest,
+                parent=self._parent,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                complete=job.facts.complete,
+                step=job.facts.step,
+                world_size=crew.world_size,
+                shardings=dict(job.facts.shardings),
+                context=job.facts.context,
+                lineage=job.facts.lineage,
+                metrics=dict(job.facts.metrics),
+                tables={table: _entry(table, job, said) for table in sorted(job.whole)},
+                data=job.folder.rpartition("/")[2],
+                files=dict(sorted((name, entry) for one in said for name, entry in one.files.items())),
             )
-        )  # fmt: skip
-        if num_rows:
-            rows_N = torch.arange(shard.first_row, shard.first_row + num_rows)
-            files[file] = _write_tensors(save.aside / file, {"rows": rows_N, "weight": shard.weight_ND, **shard.state})
-    for table, state in ids.items():
-        file = ids_part_name(table, save.rank)
-        files[file] = _write_tensors(save.aside / file, state)
-    if save.rank == 0:
-        files[DENSE] = _write_tensors(save.aside / DENSE, dense)
-        files[OPTIMIZER] = _write_tensors(save.aside / OPTIMIZER, optimizer)
-        files[LOOP] = _write_bytes(save.aside / LOOP, msgspec.json.encode(loop))
-    _write_bytes(save.said_file(save.rank), msgspec.json.encode(_Said(parts=parts, shapes=shapes, files=files)))
+        )
+        for rank in range(crew.world_size):
+            store.delete(_said_name(job, rank))
+            store.delete(f"{_said_name(job, rank)}.part")
+        staged = f"{job.folder}/{MANIFEST}"
+        write_file(self._chain, staged, encode_manifest(manifest))
+        store.seal(job.folder)
+        _refuse_swept(store, job.folder, manifest.files)
+        lease.check()
+        try:
+            store.publish(staged, manifest_name(manifest.version))
+        except FileExistsError as error:
+            store.delete_folder(job.folder)
+            raise CheckpointError(
+                f"another job has committed version {manifest.version} meanwhile: only one can train a run at a time; "
+                "`stack checkpoint list` shows it"
+            ) from error
+        return manifest
+
+    def _await_said(self, job: _Job, rank: int) -> _Said:
+        store, name = self._chain.store, _said_name(job, rank)
+        deadline = time.monotonic() + self._crew.patience_seconds
+        while True:
+            try:
+                said = msgspec.json.decode(store.read(name), type=_Said)
+            except FileNotFoundError:
+                if time.monotonic() > deadline:
+                    raise CheckpointError(
+                        f"process {rank} of {self._crew.world_size} did not write its part within "
+                        f"{self._crew.patience_seconds:g} s"
+                    ) from None
+                time.sleep(_POLL_SECONDS)
+                continue
+            if said.failure is not None:
+                raise CheckpointError(f"process {rank}: {said.failure}")
+            return said
 
 
-def _publish(save: _Save, *, step: int, context: Context) -> None:
-    """Rank 0: gathers what the ranks said, writes the manifest, flushes the folders and renames."""
-    if save.rank != 0:
-        return
-    said = [_read_said(save, rank) for rank in range(save.world_size)]
-    tables = sorted({table for one in said for table in one.parts})
-    manifest = CheckpointManifest(
-        format_version=FORMAT_VERSION,
-        step=step,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        world_size=save.world_size,
-        context=context,
-        tables={table: _entry(table, said) for table in tables},
-        files=dict(sorted((name, entry) for one in said for name, entry in one.files.items())),
+def write_file(chain: Chain, name: str, data: bytes) -> FileEntry:
+    """A small file."""
+    with chain.store.create(name) as file:
+        file.write(data)
+    return FileEntry(num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _said_name(job: _Job, rank: int) -> str:
+    return f"{job.folder}/said/rank-{rank:05d}.json"
+
+
+def _refuse_swept(store: Store, folder: str, files: Mapping[str, FileEntry]) -> None:
+    """A job that slept for longer than its lease may find its files swept away, and its folder made again."""
+    there = set(store.list(folder))
+    missing = [name for name in files if f"{folder}/{name}" not in there]
+    if missing:
+        raise CheckpointError(f"{folder}/{missing[0]} was deleted while it was written: save again")
+
+
+def _link_of(manifest: VersionManifest | None) -> Link | None:
+    return None if manifest is None else manifest.link
+
+
+def _nothing(manifest: VersionManifest) -> None:
+    """What comes after a version where nobody asked for anything."""
+
+
+def _lies_over(shape: TableShape, below: TableShape | None, *, managed: bool) -> bool:
+    """Whether a delta of a table of this shape can lie over the parent's."""
+    if below is None or (shape.dim, shape.dtype, shape.state) != (below.dim, below.dtype, below.state):
+        return False
+    return shape.num_rows == below.num_rows or (not managed and shape.num_rows > below.num_rows)
+
+
+def _cuts(run: Run, *, part_bytes: int) -> list[tuple[int, int]]:
+    """Ranges of the run's rows, each of a file; none for a run without rows."""
+    row_bytes = sum(value.nbytes for value in run.tensors.values()) / max(run.num_rows, 1)
+    step = max(int(part_bytes / max(row_bytes, 1)), 1)
+    return [(first, min(first + step, run.num_rows)) for first in range(0, run.num_rows, step)]
+
+
+def _part(name: str, run: Run, piece: Mapping[str, object]) -> Part:
+    keys = piece[KEY]
+    return Part(
+        file=name,
+        num_rows=len(keys),  # type: ignore[arg-type]
+        first_key=int(keys[0]),  # type: ignore[index]
+        last_key=int(keys[-1]),  # type: ignore[index]
+        first_column=run.first_column,
+        num_columns=run.num_columns,
     )
-    for rank in range(save.world_size):
-        save.said_file(rank).unlink()
-    _write_bytes(save.aside / MANIFEST, encode_manifest(manifest))
-    for name in sorted({str(Path(file).parent) for file in manifest.files} | {"tables", "ids"}, reverse=True):
-        if (save.aside / name).is_dir():
-            sync(save.aside / name)
-    save.aside.rename(save.final)
-    sync(save.final.parent)
-    sync(save.final.parent.parent)
 
 
-def _entry(table: str, said: Sequence[_Said]) -> TableEntry:
-    parts = [part for one in said for part in one.parts.get(table, ())]
-    shapes = {file: shape for one in said for file, shape in one.shapes.items()}
-    return table_entry(table, {part.file: shapes[part.file] for part in parts}, parts)
-
-
-def _shape(shard: TableShard) -> TableShape:
-    return TableShape(
-        num_rows=shard.num_rows,
-        dim=shard.dim,
-        dtype=dtype_name(shard.weight_ND.dtype),
-        state=tuple(sorted(shard.state)),
+def _entry(table: str, job: _Job, said: Sequence[_Said]) -> TableEntry:
+    return table_entry(
+        table,
+        keys=job.keys[table],
+        whole=job.whole[table],
+        shapes={str(rank): one.shapes[table] for rank, one in enumerate(said) if table in one.shapes},
+        parts=[part for one in said for part in one.parts.get(table, ())],
     )
-
-
-def _read_said(save: _Save, rank: int) -> _Said:
-    file = save.said_file(rank)
-    if not file.is_file():
-        raise CheckpointError(f"rank {rank} of {save.world_size} did not write its part")
-    return msgspec.json.decode(file.read_bytes(), type=_Said)
-
-
-def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(_plain(tensors), file)
-    sync(file)
-    return FileEntry(num_bytes=file.stat().st_size, sha256=sha256_of(file))
-
-
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU and contiguous; copied only where two share a memory, which safetensors refuses."""
-    plain: dict[str, Tensor] = {}
-    memories: set[int] = set()
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        memory = value.untyped_storage().data_ptr()
-        plain[name] = value.clone() if memory in memories else value
-        memories.add(memory)
-    return plain
-
-
-def _write_bytes(file: Path, data: bytes) -> FileEntry:
-    file.write_bytes(data)
-    sync(file)
-    return FileEntry(num_bytes=len(data), sha256=sha256_of(file))

@@ -10,8 +10,8 @@ from stack.data.days import day_number
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    step: int | None = None
-    # the checkpoint to evaluate, by its step; null is the latest
+    version: str | None = None
+    # the version to evaluate, by its number or by the last day it was trained on; null is the newest
     first_day: str | None = None
     # first held-out day, YYYY-MM-DD; null is the day after the last trained one
     last_day: str | None = None

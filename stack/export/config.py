@@ -9,6 +9,8 @@ from stack.base.errors import ConfigError
 
 @dataclass(kw_only=True)
 class ExportConfig:
+    version: str | None = None
+    # the version to export, by its number or by the last day it was trained on; null is the newest
     overwrite: bool = False
     # replace the package that is there; otherwise refuse
     tolerance: float = 1e-4

@@ -36,6 +36,7 @@ from stack.tables.asked import Asked, HandOut, LongestOfAll, Renew
 from stack.tables.config import TableSpec
 from stack.tables.first_values import FirstValues
 from stack.tables.fused import FusedOptimizer
+from stack.tables.placement import Sharding
 from stack.tables.replicated import Replicated
 
 _PREFIX = "t_"  # a table named "type" would hide an attribute of the module that holds it
@@ -59,6 +60,7 @@ class Tables(nn.Module):
         self.hand_out = HandOut()
         self.fused: FusedOptimizer | None = None
         self.first_values: FirstValues | None = None
+        self.shardings: dict[str, Sharding] = {}
 
     @property
     def replicated(self) -> Replicated | None:

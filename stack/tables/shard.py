@@ -113,6 +113,11 @@ def kernels_of(collection: nn.Module) -> Iterator[Any]:
             yield from lookup._emb_modules
 
 
+def shardings(model: nn.Module) -> dict[str, str]:
+    """How each table is spread, by name: all tables, also those whose rows are elsewhere."""
+    return {name: kind.value for _, tables in tables_in(model) for name, kind in tables.shardings.items()}
+
+
 def dense_module(model: DistributedModelParallel) -> nn.Module:
     """The model without its wrappers; names of parameters as the model's author wrote them."""
     module: nn.Module = model.module
@@ -145,6 +150,7 @@ def _follow(plan: Plan, tables: Tables, device: torch.device) -> None:
         device=device.type,
         optimizer=fused.optimizer,
     )
+    tables.shardings = {table.name: table.sharding for table in plan.tables}
     whole = {table.name for table in plan.tables if table.sharding is Sharding.data_parallel}
     if whole:
         replicated = Replicated(

@@ -11,11 +11,14 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from stack.base.errors import ConfigError, DataError
+from stack.base.errors import CheckpointError, ConfigError, DataError
 from stack.base.run import RunConfig
 from stack.base.seed import derive
+from stack.checkpoint.chain import chain_of
+from stack.checkpoint.config import CheckpointConfig
 from stack.checkpoint.load import Checkpoint
-from stack.checkpoint.manifest import LoopState
+from stack.checkpoint.manifest import Lineage, LoopState
+from stack.checkpoint.save import ChainWriter
 from stack.data.dataset import Dataset
 from stack.data.loader import Cursor, Loader
 from stack.ids.config import IdsConfig
@@ -30,6 +33,7 @@ from stack.tables.optim import fuse_optimizer
 from stack.tables.plan_config import PlanConfig
 from stack.tables.plan_file import save_plan
 from stack.tables.shard import dense_parameters, shard
+from stack.tables.touched import track_touched
 from stack.tables.with_ids import managed_blocks, specs_with_ids
 from stack.tasks import TASKS, TasksConfig
 from stack.telemetry.console import say
@@ -38,11 +42,11 @@ from stack.train.config import TrainConfig
 from stack.train.id_log import IdLog
 from stack.train.id_state import id_maps
 from stack.train.loop import Loop
-from stack.train.optim import OptimConfig, build_dense_optimizer, build_schedule
+from stack.train.optim import Decay, OptimConfig, Schedule, build_dense_optimizer, build_schedule
 from stack.train.periodic import Bar, Curves, Line, Periodic, RefusalLimit, Save, StepLog
 from stack.train.ranks import same_on_all_ranks, sum_over_ranks
 from stack.train.run_folder import CHECKPOINTS, CURVES, IDS, PLAN, STEPS
-from stack.train.saving import NUM_REFUSED, Saver, check_context, context_of, restore_model, restore_optimizer
+from stack.train.saving import NUM_REFUSED, Saver, check_context, context_of, crew, restore_model, restore_optimizer
 from stack.train.step import Stepper
 from stack.train.steps import steps_of
 
@@ -62,6 +66,12 @@ class Setup:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     ids: IdsConfig = field(default_factory=IdsConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def chain_place(self) -> Path | str:
+        """Where the versions of the run are."""
+        return self.checkpoint.store or self.run.folder / CHECKPOINTS
 
 
 def training_days(dataset: Dataset, config: TrainConfig) -> tuple[str, ...]:
@@ -131,43 +141,88 @@ def build_sharded_model(
     )
 
 
-def build_loop(setup: Setup, *, device: torch.device, checkpoint: Checkpoint | None) -> Loop:
-    """Everything ready to train, from the beginning or from `checkpoint`."""
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """What is learnt in one go.
+
+    `days` in the order of the loader; `learnt`: all days that the model has seen when it is done; `resumes`: the
+    checkpoint is a save on this stretch, not what comes before it; `rate_share`: constant share of the full learning
+    rates (None: the schedule of `optim`).
+    """
+
+    days: tuple[str, ...]
+    learnt: tuple[str, ...]
+    lineage: Lineage
+    resumes: bool = True
+    rate_share: float | None = None
+
+
+def full_training(setup: Setup, checkpoint: Checkpoint | None) -> Stretch:
+    """The stretch of `stack train`: all its days. Raises `CheckpointError` where the run has learnt other days."""
+    days = training_days(Dataset(setup.dataset), setup.train)
+    saved = () if checkpoint is None else checkpoint.manifest.context.data_days
+    if days[: len(saved)] != saved:
+        raise CheckpointError(
+            f"run {setup.run.folder} has learnt {saved[0]} to {saved[-1]}, and these options ask for {days[0]} to "
+            f"{days[-1]}: go on from it with `stack daily`, or choose another run.name"
+        )
+    return Stretch(days=days, learnt=days, lineage=Lineage(verb="train"))
+
+
+def build_loop(
+    setup: Setup, *, device: torch.device, checkpoint: Checkpoint | None, stretch: Stretch | None = None
+) -> Loop:
+    """Everything ready to learn from a stretch of days (None: all of `train`), from the beginning or from `checkpoint`.
+
+    Its versions go into the chain of the run, with `checkpoint` as the parent of the first.
+    """
     dataset = Dataset(setup.dataset)
-    days = training_days(dataset, setup.train)
+    stretch = stretch or full_training(setup, checkpoint)
     model = build_sharded_model(
-        setup, dataset, last_day=days[-1], device=device, plan_path=setup.run.folder / PLAN
+        setup, dataset, last_day=stretch.learnt[-1], device=device, plan_path=setup.run.folder / PLAN
     ).train()
+    touched = track_touched(model)
     parameters = dense_parameters(model)
     optimizer = build_dense_optimizer(parameters, setup.optim)
-    tables = places_of(setup.model, setup.tasks, dataset.schema).tables()
-    context = context_of(dataset, days=days, tables=tables, composed=setup.composed)
-    start = LoopState(step=0, epoch=0, cursor=Cursor(), numbers={NUM_REFUSED: 0.0})
+    start = LoopState(step=0, first_step=0, epoch=0, cursor=Cursor(), numbers={NUM_REFUSED: 0.0})
+    restored = None
     if checkpoint is not None:
-        check_context(checkpoint, context)
-        restore_model(model, checkpoint)
+        check_context(checkpoint, dataset)
+        restored = restore_model(model, checkpoint)
         restore_optimizer(optimizer, parameters, checkpoint)
         start = checkpoint.loop()
-    loader = _build_loader(setup, dataset, days, start.cursor)
-    num_steps = min(loader.num_steps, setup.train.max_steps or loader.num_steps)
-    _announce(setup, dataset, days, num_timelines=loader.num_timelines, step=start.step, num_steps=num_steps)
+        if not stretch.resumes:
+            start = LoopState(step=start.step, first_step=start.step, epoch=0, cursor=Cursor(), numbers=start.numbers)
+    loader = _build_loader(setup, dataset, stretch.days, start.cursor)
+    num_steps = start.first_step + min(loader.num_steps, setup.train.max_steps or loader.num_steps)
+    _announce(setup, dataset, stretch.days, num_timelines=loader.num_timelines, step=start.step, num_steps=num_steps)
     stepper = Stepper(
         model,
         parameters=parameters,
         optimizer=optimizer,
-        schedule=build_schedule(setup.optim, num_steps=num_steps),
+        schedule=_schedule(setup.optim, stretch, num_steps=num_steps),
         dense_learning_rate=setup.optim.dense_learning_rate,
         tables_learning_rate=setup.optim.tables_learning_rate,
         clip_norm=setup.optim.clip_norm,
         task_weights={name: getattr(setup.tasks, name).weight for name in TASKS},
         seed=setup.run.seed,
     )
+    tables = places_of(setup.model, setup.tasks, dataset.schema).tables()
     saver = Saver(
-        setup.run.folder / CHECKPOINTS,
+        ChainWriter(
+            chain_of(setup.chain_place),
+            options=setup.checkpoint,
+            crew=crew(patience_seconds=setup.train.collective_timeout_seconds),
+            parent=None if checkpoint is None else checkpoint.manifest,
+            clocks={} if restored is None else restored.clocks,
+            rewritten=() if restored is None else restored.rewritten,
+        ),
         model=model,
         optimizer=optimizer,
-        context=context,
-        num_kept=setup.train.keep_last,
+        touched=touched,
+        context=context_of(dataset, days=stretch.learnt, tables=tables, composed=setup.composed),
+        lineage=stretch.lineage,
+        first_step=start.first_step,
     )
     return Loop(
         loader=loader,
@@ -177,6 +232,12 @@ def build_loop(setup: Setup, *, device: torch.device, checkpoint: Checkpoint | N
         num_steps=num_steps,
         num_refused=int(start.numbers[NUM_REFUSED] or 0),
     )
+
+
+def _schedule(optim: OptimConfig, stretch: Stretch, *, num_steps: int) -> Schedule:
+    if stretch.rate_share is None:
+        return build_schedule(optim, num_steps=num_steps)
+    return Schedule(num_steps=num_steps, warmup_steps=0, decay=Decay.constant, final_share=1.0, peak=stretch.rate_share)
 
 
 def _build_loader(setup: Setup, dataset: Dataset, days: Sequence[str], cursor: Cursor) -> Loader:

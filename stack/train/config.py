@@ -40,9 +40,7 @@ class TrainConfig:
     max_steps: int | None = None
     # stop after so many steps; null is to the end of the days
     save_every_steps: int = 500
-    # between checkpoints; one more at the end
-    keep_last: int = 2
-    # checkpoints
+    # between saves; one more at the end
     log_every_steps: int = 50
     # between lines for people and points of TensorBoard's curves; steps.jsonl has every step
     max_refused_batches: int = 10
@@ -57,7 +55,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         least = {
             "num_epochs": 1, "batch_size": 1, "days_per_block": 1, "num_prefetch": 0, "save_every_steps": 1,
-            "keep_last": 1, "log_every_steps": 1, "max_refused_batches": 0, "num_threads": 0,
+            "log_every_steps": 1, "max_refused_batches": 0, "num_threads": 0,
         }  # fmt: skip
         for name, limit in least.items():
             if getattr(self, name) < limit:

@@ -66,14 +66,18 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The share of the full learning rate at each step, counted from 0."""
+    """The share of the full learning rate at each step, counted from 0; `peak` is the largest."""
 
     num_steps: int
     warmup_steps: int
     decay: Decay
     final_share: float
+    peak: float = 1.0
 
     def __call__(self, step: int) -> float:
+        return self.peak * self._share(step)
+
+    def _share(self, step: int) -> float:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(self.num_steps - 1 - self.warmup_steps, 1)

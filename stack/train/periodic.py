@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 from torch.utils.tensorboard import SummaryWriter
@@ -162,11 +162,21 @@ class Bar(Periodic):
         self._progress.__exit__(None, None, None)
 
 
-class Save(Periodic):
-    """A checkpoint every `every_steps` steps and at the end; `save` is called on every rank."""
+class Saves(Protocol):
+    """Takes versions; each method is called on every rank."""
 
-    def __init__(self, save: Callable[[Moment], None], *, every_steps: int) -> None:
-        self._save = save
+    def save(self, moment: Moment) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Save(Periodic):
+    """A version every `every_steps` steps and at the end."""
+
+    def __init__(self, saver: Saves, *, every_steps: int) -> None:
+        self._saver = saver
         self._every_steps = every_steps
         self._saved_step = -1
 
@@ -177,9 +187,13 @@ class Save(Periodic):
     def at_end(self, moment: Moment | None) -> None:
         if moment is not None and moment.step != self._saved_step:
             self._write(moment)
+        self._saver.finish()
+
+    def close(self) -> None:
+        self._saver.close()
 
     def _write(self, moment: Moment) -> None:
-        self._save(moment)
+        self._saver.save(moment)
         self._saved_step = moment.step
 
 

@@ -57,6 +57,17 @@ def same_on_all_ranks(data: bytes) -> bool:
     return bool(largest == -smallest)
 
 
+def from_first(data: bytes) -> bytes:
+    """What rank 0 gave, on every rank; all must give as many bytes."""
+    if dist.get_world_size() == 1:
+        return data
+    given = torch.tensor(list(data), dtype=torch.int64)
+    if dist.get_rank() > 0:
+        given.zero_()
+    dist.all_reduce(given)
+    return bytes(given.tolist())
+
+
 def barrier() -> None:
     """Waits until every rank is here."""
     if dist.get_world_size() > 1:

@@ -9,7 +9,7 @@
       steps.jsonl       a line for every step
       ids.jsonl         what managed tables did, where there are any
       tensorboard/      curves
-      checkpoints/      one folder for each, named by its step
+      checkpoints/      the chain of versions (`stack.checkpoint.manifest`), unless checkpoint.store is elsewhere
       logs/             what each process wrote, where `stack launch` started them
 """
 
@@ -28,8 +28,7 @@ import yaml  # type: ignore[import-untyped]
 from stack.base.errors import CheckpointError, ConfigError
 from stack.base.files import make_folder, write_bytes, write_text
 from stack.base.version import code_version
-from stack.checkpoint.load import Checkpoint, latest, open_checkpoint
-from stack.telemetry.console import say
+from stack.checkpoint.chain import Chain
 
 CONFIG = "config.yaml"
 VERSIONS = "versions.json"
@@ -46,7 +45,6 @@ _MAY_CHANGE = frozenset(
     | {"run.dir", "run.name", "train.resume", "train.num_threads", "train.num_prefetch", "train.save_every_steps"}
     | {
         "train.log_every_steps",
-        "train.keep_last",
         "train.pipeline",
         "train.max_refused_batches",
         "train.collective_timeout_seconds",
@@ -57,30 +55,35 @@ _PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy", "pyar
 Value = str | int | float | bool | None
 
 
-def find_checkpoint(folder: Path, *, composed: str, resume: bool) -> Checkpoint | None:
-    """The checkpoint to go on from, None for a start from the beginning. Reads only, so every rank can ask.
+def check_start(folder: Path, *, chain: Chain, composed: str, resume: bool) -> None:
+    """Raises where training may not begin or go on in a run's folder. Reads only, so every rank can ask.
 
     A run that has saved nothing begins anew, also with other options: what a mistake in them left is no reason to
     give up its name.
 
     Raises:
-        CheckpointError: the folder is not empty and not to be resumed, or is not a run's.
-        ConfigError: an option that matters differs from that of the run's checkpoints.
+        CheckpointError: the folder is not empty and not to be resumed, is not a run's, or holds older checkpoints.
+        ConfigError: an option that matters differs from that of the run's versions.
     """
-    if not folder.exists() or all(path.name == LOGS for path in folder.iterdir()):
-        return None  # the launcher makes the folder of logs before there is a run
+    saved = bool(chain.numbers())
+    old = [path.name for path in (folder / CHECKPOINTS).glob("*") if path.name.isdecimal()]
+    if old:
+        raise CheckpointError(
+            f"{folder / CHECKPOINTS} holds checkpoints of format version 2 ({max(old)}); this code reads version 3: "
+            "use the code that wrote them, or choose another run.name"
+        )
+    if not saved and (not folder.exists() or all(path.name == LOGS for path in folder.iterdir())):
+        return  # the launcher makes the folder of logs before there is a run
     if not resume:
         raise CheckpointError(
             f"run folder {folder} is not empty: go on from it with train.resume=true, or choose another run.name"
         )
     if not (folder / CONFIG).is_file():
+        if saved and not folder.exists():
+            return  # its versions are in a store, and the folder was on a machine that is gone
         raise CheckpointError(f"{folder} is not empty and not a run (no {CONFIG}): choose another run.name")
-    found = latest(folder / CHECKPOINTS)
-    if found.path is not None or found.ignored:
+    if saved:
         _refuse_changes(folder, before=(folder / CONFIG).read_text(), now=composed)
-    for reason in found.ignored:
-        say(f"passed over a checkpoint: {reason}")
-    return None if found.path is None else open_checkpoint(found.path)
 
 
 def write_facts(

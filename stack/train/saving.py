@@ -14,85 +14,124 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from stack.base.errors import CheckpointError
 from stack.base.files import sha256_of
 from stack.base.version import code_version
+from stack.checkpoint.crew import Crew
 from stack.checkpoint.load import Checkpoint
-from stack.checkpoint.manifest import Context, LoopState
-from stack.checkpoint.retain import keep_last
-from stack.checkpoint.save import save_checkpoint
+from stack.checkpoint.manifest import Context, Lineage, LoopState
+from stack.checkpoint.save import ChainWriter, Facts
+from stack.checkpoint.snapshot import State
 from stack.data.dataset import Dataset
-from stack.tables.shard import dense_parameters, dense_tensors, table_shards
+from stack.tables.shard import dense_parameters, dense_tensors, shardings, table_shards
+from stack.tables.touched import TouchedRows
 from stack.telemetry.console import say
-from stack.train.id_state import id_tensors, restore_tables
+from stack.train.id_state import Restored, id_maps, restore_tables
 from stack.train.optim import optimizer_state, restore_optimizer_state
 from stack.train.periodic import Moment
-from stack.train.ranks import barrier
+from stack.train.ranks import from_first, totals
 
 NUM_REFUSED = "num_refused"
 
 
 class Saver:
-    """Writes checkpoints of a model and its optimizers into a run's folder, and deletes old ones."""
+    """Writes versions of a model and its optimizers into a run's chain."""
 
     def __init__(
         self,
-        folder: Path,
+        writer: ChainWriter,
         *,
         model: DistributedModelParallel,
         optimizer: torch.optim.Optimizer,
+        touched: TouchedRows,
         context: Context,
-        num_kept: int,
+        lineage: Lineage,
+        first_step: int,
     ) -> None:
-        self._folder = folder
+        self._writer = writer
         self._model = model
         self._optimizer = optimizer
+        self._touched = touched
         self._context = context
-        self._num_kept = num_kept
+        self._lineage = lineage
+        self._first_step = first_step
+        self._shardings = shardings(model)
 
-    def __call__(self, moment: Moment) -> None:
-        save_checkpoint(
-            self._folder,
-            step=moment.step,
-            shards=table_shards(self._model),
-            dense=dense_tensors(self._model),
-            optimizer=optimizer_state(self._optimizer, dense_parameters(self._model)),
-            loop=LoopState(
-                step=moment.step,
-                epoch=moment.cursor.epoch,
-                cursor=moment.cursor,
-                numbers={NUM_REFUSED: float(moment.num_refused)},
+    def save(self, moment: Moment) -> None:
+        """Takes a version of this moment. Raises `CheckpointError` where the one before could not be written."""
+        maps = id_maps(self._model)
+        managed = {} if maps is None else maps.state()
+        gone = {} if maps is None else maps.drain_gone()
+        changed = self._touched.take()
+        self._writer.save(
+            State(
+                tables=tuple(sorted(self._shardings)),
+                shards=table_shards(self._model),
+                changed={name: rows for name, rows in changed.items() if name not in managed},
+                maps=managed,
+                gone={name: keys for name, keys in gone.items() if maps is not None and maps.tracks_changes(name)},
+                dense=dense_tensors(self._model),
+                optimizer=optimizer_state(self._optimizer, dense_parameters(self._model)),
+                loop=LoopState(
+                    step=moment.step,
+                    first_step=self._first_step,
+                    epoch=moment.cursor.epoch,
+                    cursor=moment.cursor,
+                    numbers={NUM_REFUSED: float(moment.num_refused)},
+                ),
             ),
-            context=self._context,
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
-            barrier=barrier,
-            ids=id_tensors(self._model),
+            Facts(
+                step=moment.step,
+                complete=moment.step == moment.num_steps,
+                context=self._context,
+                lineage=self._lineage,
+                shardings=self._shardings,
+                metrics={f"loss/{name}": loss for name, loss in moment.result.losses.items()},
+            ),
         )
-        if dist.get_rank() == 0:
-            keep_last(self._folder, count=self._num_kept)
+
+    def finish(self) -> None:
+        """Waits until the last version is out. Raises `CheckpointError` where it could not be written."""
+        self._writer.wait()
+
+    def close(self) -> None:
+        """Lets the last version be written, without the other processes."""
+        self._writer.close()
 
 
-def restore_model(model: DistributedModelParallel, checkpoint: Checkpoint) -> None:
+def crew(*, patience_seconds: float) -> Crew:
+    """The processes of this job."""
+    return Crew(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        totals=lambda values: totals(torch.tensor(values, dtype=torch.float64)),
+        from_first=from_first,
+        patience_seconds=patience_seconds,
+    )
+
+
+def restore_model(model: DistributedModelParallel, checkpoint: Checkpoint) -> Restored:
     """Fills tables and dense tensors from a checkpoint, whatever number of processes wrote it.
 
     Raises:
         CheckpointError: the model is not as in the checkpoint; names the first tensor that differs.
     """
-    merged = restore_tables(model, table_shards(model), checkpoint)
-    if merged:
+    restored = restore_tables(model, table_shards(model), checkpoint)
+    if restored.merged:
         say(
-            f"row-wise optimizer state of {', '.join(merged)} was saved for other blocks of columns than this job has: "
-            "each block goes on with the mean of those it came from, so the steps differ from an uninterrupted run"
+            f"row-wise optimizer state of {', '.join(restored.merged)} was saved for other blocks of columns than this "
+            "job has: each block goes on with the mean of those it came from, so the steps differ from an "
+            "uninterrupted run"
         )
     saved, wanted = checkpoint.dense(), dense_tensors(model)
     for name in sorted(saved.keys() | wanted.keys()):
         shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (saved, wanted)]
         if shapes[0] != shapes[1]:
             raise CheckpointError(
-                f"{checkpoint.path}: {name!r} has shape {shapes[0]} there and {shapes[1]} in the model: "
+                f"{checkpoint.name}: {name!r} has shape {shapes[0]} there and {shapes[1]} in the model: "
                 "use the configuration and data it was saved with"
             )
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(saved[name])
+    return restored
 
 
 def restore_optimizer(
@@ -113,12 +152,14 @@ def context_of(dataset: Dataset, *, days: Sequence[str], tables: Sequence[str], 
     )
 
 
-def check_context(checkpoint: Checkpoint, context: Context) -> None:
-    """Raises `CheckpointError` where a vocabulary is not the one the checkpoint's rows belong to."""
-    for table, digest in checkpoint.manifest.context.vocabulary_digests.items():
-        if context.vocabulary_digests.get(table, digest) != digest:
+def check_context(checkpoint: Checkpoint, dataset: Dataset) -> None:
+    """Raises `CheckpointError` where a vocabulary, as it was after the checkpoint's days, is not the one that its rows
+    belong to."""
+    saved = checkpoint.manifest.context
+    for table, digest in saved.vocabulary_digests.items():
+        if _vocabulary_digest(dataset.path / "vocab" / table, saved.data_days[-1]) != digest:
             raise CheckpointError(
-                f"vocabulary {table!r} is not the one that {checkpoint.path} was trained with (ingested anew?): "
+                f"vocabulary {table!r} is not the one that {checkpoint.name} was trained with (ingested anew?): "
                 "its rows would stand for other ids; train from the beginning with another run.name"
             )
 

@@ -9,14 +9,15 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stack.base.errors import CheckpointError
-from stack.checkpoint.load import Checkpoint, complete_checkpoints
+from stack.checkpoint.chain import chain_of
+from stack.checkpoint.load import Checkpoint, open_version
 from stack.data.dataset import Dataset
-from stack.model import UserModel, places_of
+from stack.model import UserModel
 from stack.tables.config import Planner
 from stack.tables.shard import dense_module
 from stack.train.build import Setup, build_sharded_model
-from stack.train.run_folder import CHECKPOINTS, CONFIG
-from stack.train.saving import check_context, context_of, restore_model
+from stack.train.run_folder import CONFIG
+from stack.train.saving import check_context, restore_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,32 +49,21 @@ def saved_configuration(folder: Path) -> str:
     return path.read_text()
 
 
-def open_run(setup: Setup, *, step: int | None, device: torch.device) -> TrainedRun:
-    """The run that `setup` describes, at checkpoint `step` (None: the latest). Needs a process group.
+def open_run(setup: Setup, *, version: str | None, device: torch.device) -> TrainedRun:
+    """The run that `setup` describes, at a version (`Chain.find`; None: the newest). Needs a process group.
 
-    Raises: `CheckpointError` where there is no such checkpoint, or the data are not those it was trained on.
+    Raises: `CheckpointError` where there is no such version, or the data are not those it was trained on.
     """
-    checkpoint = _checkpoint(setup.run.folder / CHECKPOINTS, step)
+    chain = chain_of(setup.chain_place)
+    checkpoint = open_version(chain, chain.find(version))
+    if setup.checkpoint.verify:
+        checkpoint.verify()
     dataset = Dataset(setup.dataset)
-    days = checkpoint.manifest.context.data_days
-    tables = places_of(setup.model, setup.tasks, dataset.schema).tables()
-    check_context(checkpoint, context_of(dataset, days=days, tables=tables, composed=setup.composed))
+    check_context(checkpoint, dataset)
     alone = replace(setup, tables=replace(setup.tables, planner=Planner.fixed, plan=None))  # its plan was for training
-    model = build_sharded_model(alone, dataset, last_day=days[-1], device=device).eval()
+    last_day = checkpoint.manifest.context.data_days[-1]
+    model = build_sharded_model(alone, dataset, last_day=last_day, device=device).eval()
     restore_model(model, checkpoint)
     user_model = dense_module(model)
     assert isinstance(user_model, UserModel)
     return TrainedRun(name=setup.run.name, model=model, user_model=user_model, checkpoint=checkpoint, dataset=dataset)
-
-
-def _checkpoint(folder: Path, step: int | None) -> Checkpoint:
-    complete, ignored = complete_checkpoints(folder)
-    if not complete:
-        why = f" ({ignored[-1]})" if ignored else ""
-        raise CheckpointError(f"{folder} has no complete checkpoint{why}: run `stack train` first")
-    if step is None:
-        return complete[-1]
-    steps = {checkpoint.manifest.step: checkpoint for checkpoint in complete}
-    if step not in steps:
-        raise CheckpointError(f"{folder} has no checkpoint of step {step}; it has: {', '.join(map(str, steps))}")
-    return steps[step]

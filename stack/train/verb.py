@@ -8,11 +8,13 @@ import torch
 
 from stack.base.dist import World, own_device, process_group
 from stack.base.seed import seed_everything
+from stack.checkpoint.chain import chain_of
 from stack.telemetry.console import say
 from stack.train.build import Setup, build_loop
 from stack.train.memory import keep_freed_memory
 from stack.train.ranks import barrier
-from stack.train.run_folder import find_checkpoint, write_facts
+from stack.train.resume import held, sound_checkpoint
+from stack.train.run_folder import check_start, write_facts
 
 STOPPED_STATUS = 143
 
@@ -34,7 +36,9 @@ def train(setup: Setup) -> None:
         torch.set_num_threads(setup.train.num_threads or own_share_of_cores(world))
         seed_everything(setup.run.seed)
         folder = setup.run.folder
-        checkpoint = find_checkpoint(folder, composed=setup.composed, resume=setup.train.resume)
+        chain = chain_of(setup.chain_place)
+        check_start(folder, chain=chain, composed=setup.composed, resume=setup.train.resume)
+        checkpoint = sound_checkpoint(chain, setup.checkpoint)
         barrier()  # nobody writes before everybody has looked
         if world.first:
             write_facts(
@@ -45,8 +49,11 @@ def train(setup: Setup) -> None:
                 device=device,
                 first_step=0 if checkpoint is None else checkpoint.manifest.step,
             )
+            chain_of(setup.chain_place, for_writing=True)  # refuses what cannot keep a chain before any work is done
         barrier()
-        finished = build_loop(setup, device=device, checkpoint=checkpoint).run()
+        with held(chain, checkpoint, setup.checkpoint):
+            loop = build_loop(setup, device=device, checkpoint=checkpoint)
+        finished = loop.run()
     if not finished:
         say(f"stopped as asked, and saved: the same command goes on from {folder}")
         raise SystemExit(STOPPED_STATUS)

@@ -14,6 +14,7 @@ import pytest
 from tests.distributed.elastic import NUM_STEPS, Job, lose_host
 from tests.distributed.networks import Host, two_networks, why_not
 from tests.prepared import write_prepared
+from tests.train.worker import Run, versions
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 LOOPBACK = Host()
@@ -146,7 +147,7 @@ def test_two_agents_save_when_they_are_asked_to_stop_and_go_on_with_the_same_com
             process.send_signal(signal.SIGTERM)
         assert job.finish() == [1]
         assert "stopped as asked, and saved: the same command goes on from" in job.said()
-        saved = max(int(path.name) for path in (job.folder / "checkpoints").iterdir())
+        saved = max(versions(Run(runs=str(tmp_path), name="asked")))
         assert saved == job.num_logged() < NUM_STEPS
         job.start()
         assert job.finish() == [1, 0], job.said()

@@ -12,7 +12,7 @@ import torch
 from stack.base.dist import process_group
 from stack.checkpoint.load import Checkpoint
 from stack.data.dataset import Dataset
-from stack.ids.managed import MapState, join_states
+from stack.ids.managed import MapState
 from stack.tables.shard import table_shards
 from stack.train.build import build_sharded_model
 from stack.train.id_state import id_maps
@@ -37,7 +37,7 @@ def pair(folder: Path, run: Run) -> tuple[Run, Run]:
 
 
 def state_of(checkpoint: Checkpoint) -> MapState:
-    return join_states([MapState.of_tensors(part) for part in checkpoint.ids("item")])
+    return checkpoint.map_state("item")
 
 
 def test_two_processes_with_hashed_ids_have_the_losses_of_one(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_managed_ids_are_the_same_over_two_processes_and_load_into_one(tmp_path:
     one, two = pair(tmp_path, Run(managed_rows=400))
     ours, theirs = last_checkpoint(one), last_checkpoint(two)
     states = [state_of(checkpoint) for checkpoint in (ours, theirs)]
-    assert len(theirs.ids("item")) == 2
+    assert len(theirs.manifest.tables["item"].parts) == 2
     for name in ("key_N", "count_N", "last_N", "waiting_key_W", "waiting_count_W"):
         assert torch.equal(getattr(states[0], name), getattr(states[1], name)), name
     assert states[0].key_N.shape[0] > 100

@@ -19,10 +19,10 @@ pytestmark = pytest.mark.slow
 
 KEEP_ALL = {"keep_last": 20}
 RUNS = {
-    "poisoned": Run(norm="batch", dropout=0.2, poisoned_step=3, train=KEEP_ALL),
+    "poisoned": Run(norm="batch", dropout=0.2, poisoned_step=3, checkpoint=KEEP_ALL),
     # One timeline a step over two ranks: one of them has nothing.
-    "uneven": Run(train=KEEP_ALL | {"batch_size": 1, "num_epochs": 1, "max_steps": 12}),
-    "managed": Run(managed_rows=30, hashed_rows=8, train=KEEP_ALL),
+    "uneven": Run(checkpoint=KEEP_ALL, train={"batch_size": 1, "num_epochs": 1, "max_steps": 12}),
+    "managed": Run(managed_rows=30, hashed_rows=8, checkpoint=KEEP_ALL),
 }
 STOPPED = Run(name="stopped", pipeline="sparse_dist", stopped_after=6)
 

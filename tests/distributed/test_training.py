@@ -10,10 +10,10 @@ import msgspec
 import pytest
 import torch
 
-from stack.checkpoint.load import Checkpoint, open_checkpoint
+from stack.checkpoint.load import Checkpoint
 from tests.distributed.launch import TORCHRUN, run_together
 from tests.prepared import write_prepared
-from tests.train.worker import Run, losses
+from tests.train.worker import Run, losses, versions
 
 POISONED_STEP = 3
 RUNS = {
@@ -91,4 +91,5 @@ def run_one_and_two(one: Run, two: Run) -> None:
 
 
 def last_checkpoint(run: Run) -> Checkpoint:
-    return open_checkpoint(max((run.folder / "checkpoints").iterdir(), key=lambda path: int(path.name)))
+    saved = versions(run)
+    return saved[max(saved)]

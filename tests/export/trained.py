@@ -6,9 +6,12 @@ from pathlib import Path
 
 import torch
 
-from stack.checkpoint.load import open_checkpoint
-from stack.checkpoint.manifest import Context, LoopState
-from stack.checkpoint.save import save_checkpoint
+from stack.checkpoint.chain import chain_of
+from stack.checkpoint.config import CheckpointConfig
+from stack.checkpoint.load import open_version
+from stack.checkpoint.manifest import Context, Lineage, LoopState
+from stack.checkpoint.save import ChainWriter, Facts
+from stack.checkpoint.snapshot import State
 from stack.data.dataset import Dataset
 from stack.data.loader import Cursor, Loader
 from stack.export.export import Trained
@@ -30,18 +33,23 @@ def trained_run(
     model.train()
     for batch in Loader(dataset, days=days[:1], global_batch_size=16, num_prefetch=0):
         model(batch)
-    path = save_checkpoint(
-        folder / "checkpoints",
-        step=2,
-        shards=_shards(model.tables),
-        dense={},
-        optimizer={},
-        loop=LoopState(step=2, epoch=0, cursor=Cursor()),
-        context=Context(
-            schema=dataset.schema, config_digest="", data_days=days, vocabulary_digests={}, code_version="test"
-        ),
+    shards = _shards(model.tables)
+    context = Context(
+        schema=dataset.schema, config_digest="", data_days=days, vocabulary_digests={}, code_version="test"
     )
-    return Trained(name="small", model=model.eval(), checkpoint=open_checkpoint(path), dataset=dataset)
+    chain = chain_of(folder / "checkpoints", for_writing=True)
+    writer = ChainWriter(chain, options=CheckpointConfig(asynchronous=False))
+    writer.save(
+        State(
+            tables=tuple(shard.name for shard in shards),
+            shards=shards,
+            dense={},
+            optimizer={},
+            loop=LoopState(step=2, epoch=0, cursor=Cursor()),
+        ),
+        Facts(step=2, complete=True, context=context, lineage=Lineage(verb="train")),
+    )
+    return Trained(name="small", model=model.eval(), checkpoint=open_version(chain, chain.find(None)), dataset=dataset)
 
 
 def _shards(tables: PlainTables) -> list[TableShard]:

@@ -50,7 +50,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Done]]:
     folder = tmp_path_factory.mktemp("sharding")
     results: dict[int, list[Done]] = {}
     for size in (2, 1, 4):
-        loads = [] if size == 2 else [(str(folder / "2" / saved.name / "00000001"), target) for saved, target in LOADS]
+        loads = [] if size == 2 else [(str(folder / "2" / saved.name), target) for saved, target in LOADS]
         order = Order(folder=str(folder / str(size)), cases=CASES + QUANTISED, loads=loads)
         file = folder / f"order-{size}.json"
         file.write_bytes(msgspec.json.encode(order))

@@ -15,16 +15,21 @@ from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stack.base.dist import World, process_group
-from stack.checkpoint.load import open_checkpoint
-from stack.checkpoint.save import save_checkpoint
+from stack.checkpoint.chain import chain_of
+from stack.checkpoint.config import CheckpointConfig
+from stack.checkpoint.load import open_version
+from stack.checkpoint.manifest import Context, Lineage, LoopState
+from stack.checkpoint.save import ChainWriter, Facts
+from stack.checkpoint.snapshot import State
 from stack.data.batch import Jagged
+from stack.data.loader import Cursor
 from stack.tables.collection import Tables
 from stack.tables.config import Communication, RowType, Sharding, TableOptimizer, TableSpec
 from stack.tables.layout import fixed_plan
 from stack.tables.optim import fuse_optimizer
-from stack.tables.shard import reset_rows, shard, table_shards
-from stack.train.ranks import barrier
-from tests.checkpoint.saving import CONTEXT, loop
+from stack.tables.shard import reset_rows, shard, shardings, table_shards
+from stack.train.saving import crew
+from tests.prepared import SCHEMA
 
 SHAPES = {"item": (23, 12), "type": (7, 4), "tags": (11, 8)}
 SEED, INIT_RANGE, LEARNING_RATE, EPS = 3, 0.05, 0.1, 1e-8
@@ -32,6 +37,10 @@ NUM_STEPS, NUM_OWNERS = 4, 12
 CUTS = {1: (0, 12), 2: (0, 8, 12), 4: (0, 5, 5, 8, 12)}
 """Owners by rank: uneven on purpose; the second of four has none."""
 RESET_ROWS = (0, 5, 13, 22)
+LOOP = LoopState(step=1, epoch=0, cursor=Cursor())
+CONTEXT = Context(
+    schema=SCHEMA, config_digest="", data_days=("2016-07-18",), vocabulary_digests={}, code_version="test"
+)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,21 +174,26 @@ def held(model: DistributedModelParallel) -> list[Held]:
     ]  # fmt: skip
 
 
+def save_whole(model: DistributedModelParallel, folder: Path) -> None:
+    writer = ChainWriter(chain_of(folder, for_writing=True), options=CheckpointConfig(), crew=crew(patience_seconds=60))
+    state = State(tables=tuple(sorted(shardings(model))), shards=table_shards(model), dense={}, optimizer={}, loop=LOOP)
+    writer.save(state, Facts(step=1, complete=True, context=CONTEXT, lineage=Lineage(verb="train")))
+    writer.wait()
+
+
 def run(order: Order, world: World) -> Done:
     trained, loaded = [], []
     for case in order.cases:
         model = build(case, world)
         answers, gradients = train(model, world)
         at_end = held(model)
-        save_checkpoint(
-            Path(order.folder) / case.name, step=1, shards=table_shards(model), dense={}, optimizer={}, loop=loop(1),
-            context=CONTEXT, rank=world.rank, world_size=world.size, barrier=barrier,
-        )  # fmt: skip
+        save_whole(model, Path(order.folder) / case.name)
         reset_rows(model, "item", torch.tensor(RESET_ROWS))
         trained.append(Trained(answers=answers, scale_gradient=gradients, held=at_end, reset=held(model)))
     for path, case in order.loads:
         model = build(case, world, seed=99)
-        merged = open_checkpoint(Path(path)).restore(table_shards(model))
+        chain = chain_of(Path(path))
+        merged = open_version(chain, chain.find(None)).restore(table_shards(model))
         loaded.append((held(model), merged))
     return Done(trained=trained, loaded=loaded)
 

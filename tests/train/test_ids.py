@@ -11,20 +11,20 @@ import torch
 
 from stack.base.dist import process_group
 from stack.base.errors import CheckpointError, ConfigError
-from stack.checkpoint.load import Checkpoint, open_checkpoint
+from stack.checkpoint.load import Checkpoint
 from stack.data.dataset import Dataset
 from stack.export.config import ExportConfig
 from stack.export.export import Trained, export
 from stack.export.ids import exported_ids
 from stack.export.rows import VocabularyReader
-from stack.ids.managed import MapState, join_states
+from stack.ids.managed import MapState
 from stack.tables.shard import table_shards
 from stack.train.build import build_sharded_model
 from stack.train.id_state import id_maps
 from stack.train.saving import restore_model
 from stack.train.trained import open_run
 from stack.train.verb import train
-from tests.train.worker import Run, losses, setup_of
+from tests.train.worker import Run, losses, setup_of, versions
 
 CPU = torch.device("cpu")
 
@@ -34,18 +34,18 @@ def whole(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of 16 steps whose items (199 of them) have 59 rows to share out, so that some are evicted."""
     run = Run(
         dataset=str(prepared), runs=str(tmp_path_factory.mktemp("runs")), name="whole", norm="batch", dropout=0.2,
-        managed_rows=60, hashed_rows=8, train={"keep_last": 10},
+        managed_rows=60, hashed_rows=8, checkpoint={"keep_last": 10},
     )  # fmt: skip
     train(setup_of(run))
     return run
 
 
 def saved(run: Run, step: int) -> Checkpoint:
-    return open_checkpoint(run.folder / "checkpoints" / f"{step:08d}")
+    return versions(run)[step]
 
 
 def state_of(checkpoint: Checkpoint) -> MapState:
-    return join_states([MapState.of_tensors(part) for part in checkpoint.ids("item")])
+    return checkpoint.map_state("item")
 
 
 def test_the_run_admits_and_evicts(whole: Run) -> None:
@@ -81,8 +81,8 @@ def test_tensorboard_shows_what_the_log_of_ids_tells_beside_the_losses(whole: Ru
 def test_resumed_equals_uninterrupted_in_every_loss_and_every_byte(whole: Run) -> None:
     resumed = msgspec.structs.replace(whole, name="resumed")
     shutil.copytree(whole.folder, resumed.folder)
-    for step in (10, 15, 16):
-        shutil.rmtree(resumed.folder / "checkpoints" / f"{step:08d}")
+    for version in (2, 3, 4):  # of steps 10, 15 and 16
+        (resumed.folder / "checkpoints" / "manifests" / f"{version:08d}.json").unlink()
     train(setup_of(resumed))
     assert losses(resumed.folder) == losses(whole.folder)
     assert saved(resumed, 16).manifest.files == saved(whole, 16).manifest.files
@@ -126,7 +126,7 @@ def test_a_checkpoint_without_managed_ids_is_refused_where_they_are_asked_for(wh
         process_group(device=CPU),
         pytest.raises(CheckpointError, match="has no managed ids of table 'item': use the ids.modes it was saved with"),
     ):
-        open_run(setup, step=None, device=CPU)
+        open_run(setup, version=None, device=CPU)
 
 
 def test_a_managed_table_without_rows_is_refused(prepared: Path, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_managed_table_without_rows_is_refused(prepared: Path, tmp_path: Path)
 def test_a_package_of_managed_and_hashed_ids_equals_the_trained_model(whole: Run) -> None:
     """`export` compares both on a day of data and refuses a difference."""
     with process_group(device=CPU):
-        run = open_run(setup_of(whole), step=None, device=CPU)
+        run = open_run(setup_of(whole), version=None, device=CPU)
         ids = exported_ids(id_maps(run.model), run.dataset.schema)
         trained = Trained(name="whole", model=run.user_model, checkpoint=run.checkpoint, dataset=run.dataset, ids=ids)
         manifest = export(trained, folder=whole.folder / "package", config=ExportConfig())

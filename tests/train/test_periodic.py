@@ -38,18 +38,37 @@ def test_the_line_for_people_has_means_since_the_last_one(capsys: pytest.Capture
     ]
 
 
-def test_saves_come_by_their_own_cadence_and_once_at_the_end() -> None:
-    saved: list[int] = []
+class Written:
+    """Takes versions and tells of it."""
+
+    def __init__(self) -> None:
+        self.told: list[int | str] = []
+
+    def save(self, moment: Moment) -> None:
+        self.told.append(moment.step)
+
+    def finish(self) -> None:
+        self.told.append("waited")
+
+    def close(self) -> None:
+        self.told.append("closed")
+
+
+def test_saves_come_by_their_own_cadence_and_once_at_the_end_which_waits_for_them() -> None:
+    written = Written()
     for last in (7, 6):
-        save = Save(lambda at: saved.append(at.step), every_steps=3)
+        save = Save(written, every_steps=3)
         for step in range(1, last + 1):
             save.after_step(moment(step))
         save.at_end(moment(last))
-    assert saved == [3, 6, 7, 3, 6]
+        save.close()
+    assert written.told == [3, 6, 7, "waited", "closed", 3, 6, "waited", "closed"]
 
 
 def test_nothing_is_saved_where_there_was_nothing_to_do() -> None:
-    Save(lambda _: pytest.fail("saved"), every_steps=1).at_end(None)
+    written = Written()
+    Save(written, every_steps=1).at_end(None)
+    assert written.told == ["waited"]
 
 
 def test_the_step_log_forgets_what_a_killed_run_did_after_its_checkpoint(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import torch
 from stack.base.dist import process_group
 from stack.base.errors import ConfigError, DataError
 from stack.base.tensors import tensors_in
-from stack.checkpoint.load import open_checkpoint
 from stack.data.batch import Jagged
 from stack.data.loader import Cursor
 from stack.tables.config import Sharding
@@ -26,20 +25,21 @@ from stack.train.periodic import Moment, Periodic, RefusalLimit
 from stack.train.steps import SparseDist
 from stack.train.verb import STOPPED_STATUS, train
 from tests.train.test_resume import _interrupt, _num_logged
-from tests.train.worker import Poisoned, Run, losses, run_and_tell_buffers, setup_of
+from tests.train.worker import Poisoned, Run, losses, run_and_tell_buffers, setup_of, versions
 
 CPU = torch.device("cpu")
 RUNS = {
-    "dropout and batch norm": Run(norm="batch", dropout=0.2, train={"keep_last": 10}),
-    "a refused batch": Run(poisoned_step=4, train={"keep_last": 10}),
-    "rows that change hands": Run(managed_rows=30, hashed_rows=8, train={"keep_last": 10, "num_epochs": 3}),
+    "dropout and batch norm": Run(norm="batch", dropout=0.2, checkpoint={"keep_last": 10}),
+    "a refused batch": Run(poisoned_step=4, checkpoint={"keep_last": 10}),
+    "rows that change hands": Run(
+        managed_rows=30, hashed_rows=8, checkpoint={"keep_last": 10}, train={"num_epochs": 3}
+    ),
 }
 
 
-def files(run: Run) -> dict[str, object]:
+def files(run: Run) -> dict[int, object]:
     """Sizes and digests of all files of each checkpoint: rows, dense tensors, optimizer, ids, cursor."""
-    folders = sorted((run.folder / "checkpoints").iterdir())
-    return {folder.name: open_checkpoint(folder).manifest.files for folder in folders}
+    return {step: checkpoint.manifest.files for step, checkpoint in versions(run).items()}
 
 
 def pair(prepared: Path, runs: Path, run: Run) -> tuple[Run, Run]:
@@ -115,11 +115,10 @@ def test_killed_and_stopped_ahead_then_finished_without_equals_uninterrupted(pre
     train(setup_of(whole))
     assert _interrupt(ahead, signal.SIGKILL, after_step=8) == -signal.SIGKILL
     assert _interrupt(ahead, signal.SIGTERM, after_step=17) == STOPPED_STATUS
-    last = max(int(path.name) for path in (broken.folder / "checkpoints").iterdir())
-    assert last == _num_logged(broken.folder) < 32
+    assert max(versions(broken)) == _num_logged(broken.folder) < 32
     train(setup_of(broken))
     assert losses(broken.folder) == losses(whole.folder)
-    assert files(broken)["00000032"] == files(whole)["00000032"]
+    assert versions(broken)[32].digest() == versions(whole)[32].digest()
 
 
 def test_tables_that_nobody_shards_are_refused_by_name(prepared: Path, tmp_path: Path) -> None:

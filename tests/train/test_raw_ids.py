@@ -41,7 +41,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def setup_with(dataset: Path, runs: Path, *, name: str, ids: IdsConfig) -> Setup:
-    setup = setup_of(Run(dataset=str(dataset), runs=str(runs), name=name, train={"max_steps": 8, "keep_last": 1}))
+    setup = setup_of(Run(dataset=str(dataset), runs=str(runs), name=name, train={"max_steps": 8}))
     return replace(setup, ids=ids)
 
 
@@ -74,7 +74,7 @@ def test_ids_without_a_vocabulary_cannot_be_direct(raw: Path, tmp_path: Path) ->
         with pytest.raises(ConfigError) as caught:
             verb(setup)
         assert str(caught.value) == text
-    assert not (setup.run.folder / "checkpoints").exists()
+    assert not (setup.run.folder / "checkpoints" / "manifests").exists()
     hashed = replace(setup, ids=IdsConfig(modes=dict.fromkeys(ENOUGH, IdMode.hashed), rows=ENOUGH))
     assert {spec.name: spec.num_rows for spec in specs_of(hashed) if spec.name in ENOUGH} == ENOUGH
 
@@ -97,7 +97,7 @@ def test_served_scores_of_raw_ids_are_the_trained_ones(
     for part in ("events", "candidates"):
         body[part]["item"] = [FIRST_ITEM + int(text.removeprefix("item-")) for text in body[part]["item"]]
     with process_group(device=CPU):
-        run = open_run(setup, step=None, device=CPU)
+        run = open_run(setup, version=None, device=CPU)
         maps = exported_ids(id_maps(run.model), run.dataset.schema)
         trained = Trained(name="run", model=run.user_model, checkpoint=run.checkpoint, dataset=run.dataset, ids=maps)
         package = setup.run.folder / "package"

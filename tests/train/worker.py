@@ -20,6 +20,9 @@ import yaml
 
 from stack.base.dist import process_group
 from stack.base.run import RunConfig
+from stack.checkpoint.chain import chain_of
+from stack.checkpoint.config import CheckpointConfig
+from stack.checkpoint.load import Checkpoint, open_version
 from stack.data.batch import Batch
 from stack.data.loader import Cursor, Loader
 from stack.ids.config import IdMode, IdsConfig, ManagedConfig
@@ -52,6 +55,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     dense_learning_rate: float = 1e-3
     tables_learning_rate: float = 0.02
     train: dict[str, int | bool | str] = {}
+    checkpoint: dict[str, int | bool | float] = {}
     through_verb: bool = True
     poisoned_step: int = -1
     stopped_after: int = -1
@@ -85,6 +89,7 @@ def setup_of(run: Run) -> Setup:
         run=RunConfig(dir=run.runs, name=run.name),
         composed=yaml.safe_dump(composed),
         ids=_ids(run),
+        checkpoint=CheckpointConfig(**run.checkpoint),
     )  # fmt: skip
 
 
@@ -132,6 +137,12 @@ class Stop(Periodic):
     def after_step(self, moment: Moment) -> None:
         if moment.step == self._after_step:
             signal.raise_signal(signal.SIGTERM)
+
+
+def versions(run: Run) -> dict[int, Checkpoint]:
+    """The versions of a run by their steps."""
+    chain = chain_of(setup_of(run).chain_place)
+    return {one.step: open_version(chain, one) for one in map(chain.manifest, chain.numbers())}
 
 
 def losses(folder: Path) -> list[dict[str, object]]:

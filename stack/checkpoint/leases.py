@@ -1,0 +1,94 @@
+"""Who is reading a version or writing a folder of files, so that pruning lets them be.
+
+A lease is a small file with a time after which nobody need believe it: a reader that was killed must not keep old files
+for ever. Its holder renews it while it lives. The clock decides only how long files are kept, never which version is
+newer.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+
+from stack.base.errors import CheckpointError
+from stack.checkpoint.store import Store
+
+FOLDER = "leases"
+
+
+class LeaseFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of a reader, the `version`; of a writer, its folder below `data/`. `expires` in seconds since 1970."""
+
+    version: int | None
+    data: str | None
+    expires: float
+
+
+@dataclass(kw_only=True)
+class Lease:
+    """One holder's lease."""
+
+    seconds: float
+    version: int | None = None
+    data: str | None = None
+    name: str = field(default_factory=lambda: f"{FOLDER}/{uuid.uuid4().hex}.json")
+    written: list[str] = field(default_factory=list)
+    until: float = 0.0
+
+    def check(self) -> None:
+        """Raises `CheckpointError` where it has run out: what it protected may be gone."""
+        if time.monotonic() > self.until:
+            raise CheckpointError(
+                f"a lease of {self.seconds:g} s ran out (this process was asleep, or the store very slow): try again, "
+                "or set checkpoint.lease_seconds higher"
+            )
+
+    def release(self, store: Store) -> None:
+        """Says that its holder is done."""
+        for name in self.written:
+            store.delete(name)
+        self.written.clear()
+
+
+def write_lease(store: Store, lease: Lease, *, clock: Callable[[], float] = time.time) -> None:
+    """Begins a lease, or renews it: files are never changed, so a new one is written before the old one goes."""
+    old = list(lease.written)
+    name = lease.name.removesuffix(".json") + f"-{len(old) and uuid.uuid4().hex[:8]}.json"
+    held = LeaseFile(version=lease.version, data=lease.data, expires=clock() + lease.seconds)
+    with store.create(name) as file:
+        file.write(msgspec.json.encode(held))
+    lease.written.append(name)
+    lease.until = time.monotonic() + lease.seconds
+    for one in old:
+        store.delete(one)
+        lease.written.remove(one)
+
+
+@contextmanager
+def reading(store: Store, version: int, *, seconds: float) -> Iterator[Lease]:
+    """Holds a version for a block of code."""
+    lease = Lease(version=version, seconds=seconds)
+    write_lease(store, lease)
+    try:
+        yield lease
+    finally:
+        lease.release(store)
+
+
+def held(store: Store, *, clock: Callable[[], float] = time.time) -> list[LeaseFile]:
+    """The leases that have not expired."""
+    found = []
+    for name in store.list(FOLDER):
+        try:
+            found.append(msgspec.json.decode(store.read(name), type=LeaseFile))
+        except (
+            FileNotFoundError,
+            msgspec.DecodeError,
+        ):  # released meanwhile, or not written to its end: a dead writer's
+            continue
+    return [lease for lease in found if lease.expires > clock()]

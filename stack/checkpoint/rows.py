@@ -1,0 +1,276 @@
+"""Rows of a table out of its runs: whichever parts they lie in, of those that several runs have the newest.
+
+Shape legend: K rows of a run, N rows asked for, D columns asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from stack.base.errors import CheckpointError
+from stack.checkpoint.chain import Layer
+from stack.checkpoint.manifest import COUNT, GONE, KEY, LAST, ROW, WEIGHT, KeyKind, Part
+from stack.checkpoint.store import Store
+from stack.checkpoint.tensors import TensorFile
+from stack.data.schema import PADDING_ROW
+
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveKeys:
+    """Keys of a table that have a row, ascending (`UNKNOWN_KEY` and row 0 among them), what the map knows of each, and
+    where it was written last: the run, the part of it, and the line of the part."""
+
+    key_N: Tensor
+    row_N: Tensor
+    count_N: Tensor
+    last_N: Tensor
+    layer_N: Tensor
+    part_N: Tensor
+    line_N: Tensor
+
+
+class TableReader:
+    """One table of a version. `layers`: its runs, the oldest (whole) first."""
+
+    def __init__(self, store: Store, name: str, layers: Sequence[Layer]) -> None:
+        self.name = name
+        self.layers = list(layers)
+        self._store = store
+        self._files: dict[str, TensorFile] = {}
+
+    @property
+    def entry(self) -> object:
+        return self.layers[-1].entry
+
+    def rows(
+        self, first_row: int, num_rows: int, *, columns: tuple[int, int], states: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Weights (N, D) and optimizer state of a range of rows; `columns` is (first, number). Of managed ids, rows
+        without a key are zeros."""
+        if self.layers[-1].entry.keys is KeyKind.id:
+            return self._rows_of_ids(torch.arange(first_row, first_row + num_rows), states)
+        out = self._zeros(num_rows, columns[1], states)
+        for layer in self.layers:
+            for key_K, values in self._pieces(layer, first_row, first_row + num_rows, columns, states):
+                for name, value in values.items():
+                    out[name].index_copy_(0, key_K - first_row, value)
+        return out
+
+    def taken(self, row_N: Tensor, *, columns: tuple[int, int], states: Sequence[str]) -> dict[str, Tensor]:
+        """The same for any rows, ascending and distinct; `columns` must be all where ids are managed."""
+        if self.layers[-1].entry.keys is KeyKind.id:
+            return self._rows_of_ids(row_N, states)
+        out = self._zeros(int(row_N.shape[0]), columns[1], states)
+        for layer in self.layers:
+            for part_rows, values in self._pieces_of(layer, row_N, columns, states):
+                for name, value in values.items():
+                    out[name].index_copy_(0, part_rows, value)
+        return out
+
+    @cached_property
+    def live(self) -> LiveKeys:
+        """All keys of a table with managed ids. Memory: some 40 bytes for each key of each run."""
+        columns = [list(self._keys_of(number)) for number in range(len(self.layers))]
+        flat = [piece for layer in columns for piece in layer]
+        whole = {name: torch.cat([piece[name] for piece in flat]) for name in flat[0]}
+        key, order = torch.sort(whole[KEY], stable=True)  # of equal keys the newest is the last
+        newest = torch.ones_like(key, dtype=torch.bool)
+        newest[:-1] = key[1:] != key[:-1]
+        kept = order[newest]
+        kept = kept[whole["line"][kept] >= 0]
+        found = {name: value[kept] for name, value in whole.items()}
+        return LiveKeys(
+            key_N=found[KEY], row_N=found[ROW], count_N=found[COUNT], last_N=found[LAST], layer_N=found["layer"],
+            part_N=found["part"], line_N=found["line"],
+        )  # fmt: skip
+
+    def keys_of(self, layer: Layer) -> Tensor:
+        """The keys of a run, ascending."""
+        first_column = min((part.first_column for part in layer.entry.parts), default=0)
+        parts = [part for part in layer.entry.parts if part.first_column == first_column]
+        keys = [self.file(layer, part.file).rows(KEY, 0, part.num_rows) for part in parts]
+        return torch.cat(keys).sort().values if keys else torch.empty(0, dtype=torch.int64)
+
+    def gone(self, layer: Layer) -> Tensor:
+        """Keys that had lost their rows when the run was written, and had them in the run below."""
+        names = sorted(name for name in layer.files if name.startswith(f"ids/{self.name}/"))
+        gone = [self.file(layer, name).all()[GONE] for name in names]
+        return torch.cat(gone).sort().values if gone else torch.empty(0, dtype=torch.int64)
+
+    def file(self, layer: Layer, name: str) -> TensorFile:
+        """A file of a run, kept open."""
+        path = f"{layer.folder}/{name}"
+        if path not in self._files:
+            self._files[path] = TensorFile(self._store, path)
+        return self._files[path]
+
+    def _zeros(self, num_rows: int, num_columns: int, states: Sequence[str]) -> dict[str, Tensor]:
+        layer = self.layers[-1]
+        out = {WEIGHT: torch.zeros(num_rows, num_columns, dtype=TYPES[layer.entry.shape.dtype])}
+        sample = self.file(self.layers[0], self.layers[0].entry.parts[0].file)
+        for name in states:
+            shape = (num_rows, num_columns)[: len(sample.shapes[name])]
+            out[name] = torch.zeros(shape, dtype=sample.dtypes[name])
+        return out
+
+    def _pieces(
+        self, layer: Layer, first: int, last: int, columns: tuple[int, int], states: Sequence[str]
+    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """The run's rows from `first` to before `last`: keys, and values in the columns asked for."""
+        found: list[tuple[Tensor, list[dict[str, Tensor]], list[int]]] = []
+        for block, (start, width) in _overlaps(layer, columns):
+            pieces = []
+            for part in _parts(layer, block):
+                if part.first_key >= last or part.last_key < first:
+                    continue
+                file = self.file(layer, part.file)
+                begin, end = _line_range(file, part, first, last)
+                if begin < end:
+                    pieces.append(_piece(file, begin, end, slice(start - block[0], start - block[0] + width), states))
+            _join(found, pieces, width)
+        return [(key, merged_blocks(values, widths)) for key, values, widths in found]
+
+    def _pieces_of(
+        self, layer: Layer, row_N: Tensor, columns: tuple[int, int], states: Sequence[str]
+    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """The run's rows that are among `row_N`: their places in it, and values."""
+        found: list[tuple[Tensor, list[dict[str, Tensor]], list[int]]] = []
+        for block, (start, width) in _overlaps(layer, columns):
+            pieces = []
+            for part in _parts(layer, block):
+                inside = ((row_N >= part.first_key) & (row_N <= part.last_key)).nonzero().squeeze(1)
+                if not inside.numel():
+                    continue
+                file = self.file(layer, part.file)
+                line = row_N[inside] - part.first_key
+                if part.last_key - part.first_key != part.num_rows - 1:
+                    key_K = file.rows(KEY, 0, part.num_rows)
+                    line = torch.searchsorted(key_K, row_N[inside]).clamp_(max=part.num_rows - 1)
+                    hit = key_K[line] == row_N[inside]
+                    inside, line = inside[hit], line[hit]
+                wanted = slice(start - block[0], start - block[0] + width)
+                values = {name: _columns(file.take(name, line), wanted) for name in (WEIGHT, *states)}
+                pieces.append({KEY: inside} | values)
+            _join(found, pieces, width)
+        return [(place, merged_blocks(values, widths)) for place, values, widths in found]
+
+    def _rows_of_ids(self, row_N: Tensor, states: Sequence[str]) -> dict[str, Tensor]:
+        live = self.live
+        out = self._zeros(int(row_N.shape[0]), self.layers[-1].entry.dim, states)
+        sorted_row, order = torch.sort(live.row_N)
+        at = torch.searchsorted(sorted_row, row_N).clamp_(max=max(int(sorted_row.shape[0]) - 1, 0))
+        hit = (sorted_row[at] == row_N).nonzero().squeeze(1)
+        chosen = order[at[hit]]
+        for number, layer in enumerate(self.layers):
+            for index, part in enumerate(layer.entry.parts):
+                mine = ((live.layer_N[chosen] == number) & (live.part_N[chosen] == index)).nonzero().squeeze(1)
+                if not mine.numel():
+                    continue
+                line, by_line = torch.sort(live.line_N[chosen[mine]])
+                file = self.file(layer, part.file)
+                for name in (WEIGHT, *states):
+                    out[name].index_copy_(0, hit[mine[by_line]], file.take(name, line))
+        return out
+
+    def _keys_of(self, number: int) -> list[dict[str, Tensor]]:
+        """What a run says of its keys, and the keys that were gone by then."""
+        layer = self.layers[number]
+        pieces = []
+        gone = self.gone(layer)
+        pieces.append(_about(gone, layer=number, part=-1, line=torch.full_like(gone, -1)))
+        for index, part in enumerate(layer.entry.parts):
+            file = self.file(layer, part.file)
+            about = {name: file.rows(name, 0, part.num_rows) for name in (KEY, ROW, COUNT, LAST)}
+            where = _about(about[KEY], layer=number, part=index, line=torch.arange(part.num_rows))
+            pieces.append(where | about)
+        return pieces
+
+
+def merged_blocks(blocks: Sequence[dict[str, Tensor]], widths: Sequence[int]) -> dict[str, Tensor]:
+    """Adjacent blocks of columns as one: weights and state of each weight side by side, and the mean of row-wise state,
+    each block counting by its width.
+
+    Row-wise state is a mean of squared gradients over the columns of its block (row-wise Adagrad, partial row-wise
+    Adam), so this mean is what whole rows would have had for the same gradients. The other way round a narrower block
+    begins with the state of the wider one it was cut from: the row's learning rate goes on as it was.
+    """
+    if len(blocks) == 1:
+        return dict(blocks[0])
+    share = [width / sum(widths) for width in widths]
+    return {
+        key: torch.cat([block[key] for block in blocks], dim=1)
+        if blocks[0][key].dim() == 2
+        else torch.stack([block[key] * part for block, part in zip(blocks, share, strict=True)]).sum(0)
+        for key in blocks[0]
+    }
+
+
+def _about(key: Tensor, *, layer: int, part: int, line: Tensor) -> dict[str, Tensor]:
+    short = torch.zeros_like(key, dtype=torch.int32)
+    return {
+        KEY: key,
+        ROW: torch.full_like(key, PADDING_ROW),
+        COUNT: short,
+        LAST: short,
+        "layer": short + layer,
+        "part": short + part,
+        "line": line,
+    }
+
+
+def _overlaps(layer: Layer, columns: tuple[int, int]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """The run's blocks of columns that have some of those asked for, each with what they have in common."""
+    return [(block, common) for block in layer.entry.blocks if (common := _common(block, columns))[1]]
+
+
+def _common(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    """What two blocks, each (first column, columns), have in common."""
+    first = max(one[0], other[0])
+    return first, max(min(sum(one), sum(other)) - first, 0)
+
+
+def _parts(layer: Layer, block: tuple[int, int]) -> list[Part]:
+    return [part for part in layer.entry.parts if (part.first_column, part.num_columns) == block]
+
+
+def _line_range(file: TensorFile, part: Part, first: int, last: int) -> tuple[int, int]:
+    """The lines of a part with keys from `first` to before `last`."""
+    if part.last_key - part.first_key == part.num_rows - 1:  # all keys between
+        return max(first - part.first_key, 0), min(last - part.first_key, part.num_rows)
+    key_K = file.rows(KEY, 0, part.num_rows)
+    begin, end = torch.searchsorted(key_K, torch.tensor([first, last])).tolist()
+    return begin, end
+
+
+def _piece(file: TensorFile, begin: int, end: int, columns: slice, states: Sequence[str]) -> dict[str, Tensor]:
+    return {KEY: file.rows(KEY, begin, end)} | {
+        name: _columns(file.rows(name, begin, end), columns) for name in (WEIGHT, *states)
+    }
+
+
+def _columns(value: Tensor, columns: slice) -> Tensor:
+    return value[:, columns] if value.dim() == 2 else value
+
+
+def _join(
+    found: list[tuple[Tensor, list[dict[str, Tensor]], list[int]]], pieces: list[dict[str, Tensor]], width: int
+) -> None:
+    """Adds a block of columns to what was found: the blocks of a run have the same keys."""
+    if not pieces:
+        return
+    joined = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    key = joined.pop(KEY)
+    if not found:
+        found.append((key, [joined], [width]))
+        return
+    if not torch.equal(found[0][0], key):
+        raise CheckpointError("the blocks of columns of a run have different rows: one of its files is damaged")
+    found[0][1].append(joined)
+    found[0][2].append(width)

@@ -1,0 +1,187 @@
+"""What a save takes from training before it lets training go on: the rows to write, and everything that is not rows.
+
+Shape legend: N rows held here, K of them to be written, D columns held here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stack.base.errors import CheckpointError
+from stack.checkpoint.manifest import COUNT, GONE, KEY, LAST, ROW, WEIGHT, KeyKind, LoopState, TableShape
+from stack.data.keys import UNKNOWN_KEY
+from stack.data.schema import PADDING_ROW
+from stack.ids.managed import MapState
+from stack.tables.rows import TableShard, dtype_name
+
+OF_KEYS = ("key_N", "row_N", "count_N", "last_N")
+"""What a map knows of each key; it goes with the key's row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a process trains, as live memory.
+
+    `tables`: the names of all tables, the same on every process, also of those whose rows are elsewhere. `changed`: by
+    table the rows held here that changed since the parent was saved, ascending; tables that are not in it are written
+    whole. `maps`: the managed ids of this process, and `gone` the keys that lost their rows since the parent; tables
+    that are in `maps` alone are written whole.
+    """
+
+    tables: tuple[str, ...]
+    shards: Sequence[TableShard]
+    dense: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    loop: LoopState
+    changed: Mapping[str, Tensor] = field(default_factory=dict)
+    maps: Mapping[str, MapState] = field(default_factory=dict)
+    gone: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A table's rows that this process writes: `tensors` has a line for each, keys ascending."""
+
+    table: str
+    keys: KeyKind
+    whole: bool
+    shape: TableShape
+    first_column: int
+    num_columns: int
+    tensors: dict[str, Tensor]
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.tensors[KEY].shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """All that this process writes."""
+
+    runs: list[Run]
+    ids: dict[str, dict[str, Tensor]]
+    dense: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    loop: LoopState
+
+
+def shape_of(shard: TableShard) -> TableShape:
+    return TableShape(
+        num_rows=shard.num_rows,
+        dim=shard.dim,
+        dtype=dtype_name(shard.weight_ND.dtype),
+        state=tuple(sorted(shard.state)),
+    )
+
+
+def take(state: State, *, whole: Mapping[str, bool], old: Mapping[str, TableShape], since: Mapping[str, int],
+         copies: bool, first: bool) -> Snapshot:  # fmt: skip
+    """Takes what a save writes. `whole` by table; `old`: the tables' shapes in the parent; `since`: the clocks of the
+    maps in the parent. Without `copies`, whole runs and dense tensors are the live memory: write before training on.
+    """
+    runs = [
+        _run(shard, state, whole=whole[shard.name], old=old.get(shard.name), since=since.get(shard.name, 0),
+             copies=copies)
+        for shard in state.shards
+        if shard.written
+    ]  # fmt: skip
+    ids = {
+        table: _without_keys(one) | {GONE: _gone(state, table, whole=whole[table])} for table, one in state.maps.items()
+    }
+    return Snapshot(
+        runs=runs,
+        ids=ids,
+        dense=_copied(state.dense, copies) if first else {},
+        optimizer=_copied(state.optimizer, copies) if first else {},
+        loop=state.loop,
+    )
+
+
+def refuse_not_finite(snapshot: Snapshot) -> None:
+    """Raises `CheckpointError` naming the first number to be written that is NaN or infinite."""
+    for run in snapshot.runs:
+        for name, value in run.tensors.items():
+            for first in range(0, run.num_rows, _BLOCK_ROWS) if value.is_floating_point() else ():
+                block = value[first : first + _BLOCK_ROWS]
+                if not bool(torch.isfinite(block).all()):
+                    row = int((~torch.isfinite(block)).view(block.shape[0], -1).any(1).nonzero()[0]) + first
+                    key = int(run.tensors[KEY][row])
+                    raise CheckpointError(f"table '{run.table}': {name} of {run.keys.value} {key} is not finite")
+    for kind, tensors in (("dense tensor", snapshot.dense), ("optimizer state", snapshot.optimizer)):
+        for name, value in tensors.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise CheckpointError(f"{kind} '{name}' is not finite")
+
+
+_BLOCK_ROWS = 262_144
+
+
+def _run(shard: TableShard, state: State, *, whole: bool, old: TableShape | None, since: int, copies: bool) -> Run:
+    managed = state.maps.get(shard.name)
+    if managed is not None:
+        tensors = _keyed_by_id(shard, managed, since=None if whole else since)
+    elif whole:
+        rows = torch.arange(shard.first_row, shard.first_row + shard.weight_ND.shape[0])
+        tensors = {KEY: rows} | _copied({WEIGHT: shard.weight_ND, **shard.state}, copies)
+    else:
+        assert old is not None, "only what is in the parent has a delta"
+        tensors = _keyed_by_row(shard, _rows_of_delta(shard, state.changed[shard.name].cpu(), old))
+    return Run(
+        table=shard.name,
+        keys=KeyKind.row if managed is None else KeyKind.id,
+        whole=whole,
+        shape=shape_of(shard),
+        first_column=shard.first_column,
+        num_columns=shard.num_columns,
+        tensors=tensors,
+    )
+
+
+def _rows_of_delta(shard: TableShard, changed: Tensor, old: TableShape) -> Tensor:
+    """Rows that changed, and those that the parent did not have."""
+    last_row = shard.first_row + int(shard.weight_ND.shape[0])
+    grown = torch.arange(max(old.num_rows, shard.first_row), max(last_row, old.num_rows))
+    inside = changed[(changed >= shard.first_row) & (changed < min(last_row, old.num_rows))]
+    return torch.cat([inside, grown])
+
+
+def _keyed_by_row(shard: TableShard, row_K: Tensor) -> dict[str, Tensor]:
+    here_K = (row_K - shard.first_row).to(shard.weight_ND.device)
+    taken = {name: value.index_select(0, here_K).cpu() for name, value in shard.state.items()}
+    return {KEY: row_K, WEIGHT: shard.weight_ND.index_select(0, here_K).cpu(), **taken}
+
+
+def _keyed_by_id(shard: TableShard, managed: MapState, *, since: int | None) -> dict[str, Tensor]:
+    """Rows that a key of this process has, or those whose key was seen after the step `since`; and row 0."""
+    own = torch.ones_like(managed.key_N, dtype=torch.bool) if since is None else managed.last_N > since
+    about = {
+        KEY: managed.key_N[own].cpu(),
+        ROW: managed.row_N[own].cpu(),
+        COUNT: managed.count_N[own].cpu(),
+        LAST: managed.last_N[own].cpu(),
+    }
+    if shard.first_row == PADDING_ROW and shard.weight_ND.shape[0]:
+        unknown = {KEY: UNKNOWN_KEY, ROW: PADDING_ROW, COUNT: 0, LAST: 0}
+        about = {name: torch.cat([value, value.new_tensor([unknown[name]])]) for name, value in about.items()}
+        order = torch.argsort(about[KEY])
+        about = {name: value[order] for name, value in about.items()}
+    rows = _keyed_by_row(shard, about[ROW])
+    return about | {name: value for name, value in rows.items() if name != KEY}
+
+
+def _gone(state: State, table: str, *, whole: bool) -> Tensor:
+    """Below a whole run there is nothing that could be gone."""
+    return torch.empty(0, dtype=torch.int64) if whole else state.gone[table].cpu()
+
+
+def _without_keys(state: MapState) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in state.tensors().items() if name not in OF_KEYS}
+
+
+def _copied(tensors: Mapping[str, Tensor], copies: bool) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() if copies else value.detach() for name, value in tensors.items()}
