@@ -22,6 +22,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -59,6 +60,7 @@ from stack.checkpoint.manifest import (
 from stack.checkpoint.snapshot import Run, Snapshot, State, refuse_not_finite, shape_of, take
 from stack.checkpoint.store import Store
 from stack.checkpoint.tensors import write_tensors
+from stack.telemetry.console import say
 
 _POLL_SECONDS = 0.02
 
@@ -100,19 +102,20 @@ class _Job:
     folder: str
     whole: Mapping[str, bool]
     keys: Mapping[str, KeyKind]
-    snapshot: Snapshot
+    snapshot: Snapshot | None
     facts: Facts
-    thread: threading.Thread | None = None
+    lease: Lease
     failure: Exception | None = None
+    thread: threading.Thread | None = None
     published: VersionManifest | None = None
 
 
 class ChainWriter:
     """Writes one version after the other; made and called by every process of a job together.
 
-    `parent`: the version that the state of the job comes from (None: from the beginning). `changed_tables`: those whose
-    rows are no longer where the parent has them; they are written whole. `after` is called on process 0, in the thread
-    that writes, when a version is out.
+    `parent`: the version that the state of the job comes from (None: from the beginning), and `clocks` the steps of its
+    maps of ids. `rewritten`: tables whose rows are no longer where the parent has them; they are written whole. `after`
+    is called on process 0, in the thread that writes, when a version is out; where it fails a line says so.
     """
 
     def __init__(
@@ -148,14 +151,18 @@ class ChainWriter:
         Raises: `CheckpointError` where the version before could not be written.
         """
         self.wait()
-        folder = data_folder(self._crew.from_first(uuid.uuid4().hex.encode()).decode())
+        lease = Lease(data=uuid.uuid4().hex, seconds=self._options.lease_seconds)
+        failure = self._begin(lease)
+        folder = data_folder(self._crew.from_first(str(lease.data).encode()).decode())
         whole = self._whole(state)
         copies = self._options.asynchronous and self._fits(state, whole)
         snapshot = take(
             state, whole=whole, old=self._below.shapes, since=self._below.clocks, copies=copies, first=self._crew.first
         )
         keys = {name: KeyKind.id if name in state.maps else KeyKind.row for name in state.tables}
-        self._job = _Job(folder=folder, whole=whole, keys=keys, snapshot=snapshot, facts=facts)
+        self._job = _Job(
+            folder=folder, whole=whole, keys=keys, snapshot=snapshot, facts=facts, lease=lease, failure=failure
+        )
         self._below = _Parent(
             shapes={shard.name: shape_of(shard) for shard in state.shards},
             num_deltas={name: 0 if whole[name] else self._below.num_deltas.get(name, 0) + 1 for name in whole},
@@ -231,35 +238,46 @@ class ChainWriter:
         (num_too_large,) = self._crew.totals([float(size > self._options.max_snapshot_gib * 2**30)])
         return not num_too_large
 
+    def _begin(self, lease: Lease) -> Exception | None:
+        """Process 0 protects the folder before anybody writes into it; what fails is kept, since others wait."""
+        if not self._crew.first:
+            return None
+        try:
+            write_lease(self._chain.store, lease)
+        except OSError as error:
+            return error
+        return None
+
     def _write(self, job: _Job) -> None:
         """This process's files, and on process 0 the version; a failure is kept for `wait`."""
         crew, store = self._crew, self._chain.store
-        lease = Lease(data=job.folder.rpartition("/")[2], seconds=self._options.lease_seconds)
         try:
+            if job.failure is not None:
+                raise job.failure
+            self._say(job, self._write_own(job))
             if crew.first:
-                write_lease(store, lease)
-            said = self._write_own(job)
-            self._say(job, said)
-            if crew.first:
-                job.published = self._publish(job, lease)
+                job.published = self._publish(job, job.lease)
         except Exception as error:  # whatever it is, the others must not wait, and `wait` raises it
             job.failure = error
             self._say_failure(job, error)
         finally:
-            if crew.first:
-                lease.release(store)
+            job.snapshot = None  # what was copied is no longer needed
+            with suppress(OSError):  # it runs out by itself
+                job.lease.release(store)
         if job.published is not None:
             try:
                 self._after(job.published)
-            except CheckpointError as error:
-                job.failure = error
+            except (CheckpointError, OSError) as error:
+                say(f"version {job.published.version} is out, but what comes after it failed: {error}")
 
     def _write_own(self, job: _Job) -> _Said:
-        refuse_not_finite(job.snapshot)
+        snapshot = job.snapshot
+        assert snapshot is not None
+        refuse_not_finite(snapshot)
         files: dict[str, FileEntry] = {}
         parts: dict[str, list[Part]] = {}
         shapes: dict[str, TableShape] = {}
-        for run in job.snapshot.runs:
+        for run in snapshot.runs:
             shapes[run.table] = run.shape
             own = parts.setdefault(run.table, [])
             for first, last in _cuts(run, part_bytes=self._options.part_mib * 2**20):
@@ -267,13 +285,13 @@ class ChainWriter:
                 piece = {key: value[first:last] for key, value in run.tensors.items()}
                 files[name] = self._tensors(job, name, piece)
                 own.append(_part(name, run, piece))
-        for table, state in job.snapshot.ids.items():
+        for table, state in snapshot.ids.items():
             name = ids_part_name(table, self._crew.rank)
             files[name] = self._tensors(job, name, state)
         if self._crew.first:
-            files[DENSE] = self._tensors(job, DENSE, job.snapshot.dense)
-            files[OPTIMIZER] = self._tensors(job, OPTIMIZER, job.snapshot.optimizer)
-            files[LOOP] = write_file(self._chain, f"{job.folder}/{LOOP}", msgspec.json.encode(job.snapshot.loop))
+            files[DENSE] = self._tensors(job, DENSE, snapshot.dense)
+            files[OPTIMIZER] = self._tensors(job, OPTIMIZER, snapshot.optimizer)
+            files[LOOP] = write_file(self._chain, f"{job.folder}/{LOOP}", msgspec.json.encode(snapshot.loop))
         return _Said(parts=parts, shapes=shapes, files=files)
 
     def _tensors(self, job: _Job, name: str, tensors: Mapping[str, object]) -> FileEntry:

@@ -176,7 +176,7 @@ def _keyed_by_id(shard: TableShard, managed: MapState, *, since: int | None) -> 
 
 def _gone(state: State, table: str, *, whole: bool) -> Tensor:
     """Below a whole run there is nothing that could be gone."""
-    return torch.empty(0, dtype=torch.int64) if whole else state.gone[table].cpu()
+    return torch.empty(0, dtype=torch.int64) if whole else state.gone[table].cpu().sort().values
 
 
 def _without_keys(state: MapState) -> dict[str, Tensor]:
