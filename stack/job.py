@@ -249,7 +249,9 @@ def _one_line(error: HydraException | OmegaConfBaseException, overrides: Sequenc
     if closed and cause.key is not None and cause.key not in parent:
         path = cause.full_key.removesuffix(str(cause.key))
         return _unknown_key(cause.full_key, path, [str(name) for name in parent if name != "hydra"])
-    return f"{cause.full_key}: {str(cause).splitlines()[0]}"
+    said = str(cause).splitlines()[0].removesuffix(".")
+    way_out = f": write a list as {cause.full_key}=[a,b]" if "ListConfig" in said else ""
+    return f"{cause.full_key}: {said}{way_out}"
 
 
 def _omegaconf_cause(error: BaseException | None) -> OmegaConfBaseException | None:

@@ -207,6 +207,12 @@ def test_every_file_of_values_composes(file: Path) -> None:
     real.compose([f"{file.parent.name}={file.stem}"])
 
 
+def test_one_value_where_a_list_is_asked_for_is_told_how_to_be_one() -> None:
+    real = Composer(root=Job, choices=REAL_CHOICES, folder=configs_folder())
+    with pytest.raises(ConfigError, match=r"ingest\.raw_ids: .*: write a list as ingest\.raw_ids=\[a,b\]$"):
+        real.compose(["ingest.raw_ids=item"])
+
+
 def _never(job: object) -> None:
     raise AssertionError("the verb must not run")
 
