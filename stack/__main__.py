@@ -14,6 +14,7 @@ VERBS = {
     "ingest": "a log -> timelines by day, with vocabularies and a manifest",
     "plan": "whether the tables fit a cluster, where each goes, what a step costs",
     "train": "timelines -> a model with checkpoints; resumes where it was stopped",
+    "daily": "the next day, or days to catch up with: judged on, learnt, checked, a version each",
     "evaluate": "a model on days it has not seen, beside baselines on the same examples",
     "export": "a model -> a package: user half, scorer, rows, schema",
     "serve": "a package -> user vectors and scores over HTTP",

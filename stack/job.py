@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from stack.base.errors import ConfigError
 from stack.base.run import RunConfig
 from stack.checkpoint.config import CheckpointConfig
+from stack.daily.config import DailyConfig
 from stack.data.canonical import DataConfig
 from stack.data.ingest_config import IngestConfig
 from stack.data.sources import SOURCES
@@ -66,6 +67,7 @@ class Job:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    daily: DailyConfig = field(default_factory=DailyConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)

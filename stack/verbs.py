@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +35,8 @@ def launch(verb: str, arguments: Sequence[str]) -> None:
         return
     if verb in ("evaluate", "export"):
         _refuse_options_of_the_run(verb, arguments)
+    if verb == "daily":
+        arguments = _daily_words(arguments)
     Composer(root=Job, choices=CHOICES, folder=configs_folder()).launch(verb, arguments, ACTIONS.get(verb, _complete))
 
 
@@ -61,9 +64,13 @@ def _ingest(job: Job) -> None:
     from stack.data.ingest import ingest
     from stack.data.ingest_report import report_table
 
+    _check_source(job)
+    show(report_table(ingest(job.data, job.ingest)))
+
+
+def _check_source(job: Job) -> None:
     if type(job.data) is not SOURCES[job.data.source].options:
         raise ConfigError(f"data.source={job.data.source!r} belongs to another choice: write data={job.data.source}")
-    show(report_table(ingest(job.data, job.ingest)))
 
 
 def _plan(job: Job) -> None:
@@ -76,6 +83,31 @@ def _train(job: Job) -> None:
     from stack.train.verb import train
 
     train(setup_of(job))
+
+
+def _daily(job: Job) -> None:
+    from stack.daily.verb import daily
+
+    _check_source(job)
+    daily(
+        setup_of(job),
+        data=job.data,
+        ingest=job.ingest,
+        config=job.daily,
+        timelines_per_batch=job.evaluate.timelines_per_batch,
+        today=datetime.date.today().isoformat(),
+    )
+    if job.daily.export:
+        _export(job)
+
+
+def _daily_words(words: Sequence[str]) -> list[str]:
+    """As options of the group `daily`; the help begins with examples."""
+    from stack.daily.words import HELP, translated
+
+    if {"-h", "--help"} & set(words):
+        say(HELP)
+    return translated(words)
 
 
 def _evaluate(job: Job) -> None:
@@ -162,6 +194,7 @@ ACTIONS: Mapping[str, Callable[[Job], None]] = {
     "ingest": _ingest,
     "plan": _plan,
     "train": _train,
+    "daily": _daily,
     "evaluate": _evaluate,
     "export": _export,
     "serve": _serve,

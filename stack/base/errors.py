@@ -4,6 +4,7 @@
       ConfigError               an option, a choice or a value of the configuration
         UnknownNameError        a name that a registry does not have; tells those it has
       DataError                 the log or the prepared data
+        NotFiniteError          numbers that nothing can be learnt from
       CheckpointError           a checkpoint or a run folder
       PackageError              an exported package
       MachineError              the machine: memory, disk, devices, missing programs
@@ -34,6 +35,10 @@ class UnknownNameError(ConfigError):
 
 class DataError(UserError):
     """A log or prepared data that cannot be used."""
+
+
+class NotFiniteError(DataError):
+    """Learning met numbers that are NaN or infinite."""
 
 
 class CheckpointError(UserError):

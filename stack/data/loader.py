@@ -13,12 +13,13 @@ many steps there are, without asking the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from stack.base.errors import DataError
+from stack.base.seed import derive
 from stack.data.batch import Batch
 from stack.data.collate import collate
 from stack.data.dataset import Dataset
@@ -41,7 +42,8 @@ class Loader:
 
     `global_batch_size` is in timelines over all ranks. A block of n timelines has ceil(n / global_batch_size) steps,
     as equal as the buckets allow: up to `num_buckets` - 1 timelines above that size. A rank may get an empty batch.
-    With `shuffle` off, the order within a bucket is that of the files. Examples of groups that are not in `groups`
+    With `shuffle` off, the order within a bucket is that of the files. Of a day in `shares` each epoch takes that share
+    of every bucket's timelines (rounded up), drawn anew. Examples of groups that are not in `groups`
     (None = all) are not even read. `num_prefetch` batches are made ahead in a thread; 0 makes them when asked for.
     Memory: one block (`days_per_block` days) of the rank's buckets.
 
@@ -62,6 +64,7 @@ class Loader:
         days_per_block: int = 1,
         num_epochs: int = 1,
         groups: Collection[str] | None = None,
+        shares: Mapping[str, float] | None = None,
         num_prefetch: int = 4,
         cursor: Cursor | None = None,
     ) -> None:
@@ -84,11 +87,14 @@ class Loader:
         self._seed, self._shuffle, self._num_prefetch = seed, shuffle, num_prefetch
         self._num_epochs = num_epochs
         self._groups = _select_groups(dataset, groups)
+        self._shares = dict(shares or {})
         self.blocks = tuple(
             tuple(days[start : start + days_per_block]) for start in range(0, len(days), days_per_block)
         )
-        self._sizes = [_bucket_sizes(dataset, block) for block in self.blocks]
-        self._steps = [math.ceil(sum(sizes) / global_batch_size) for sizes in self._sizes]
+        self._sizes: list[list[int]] = [
+            [sum(sizes) for sizes in zip(*map(self._taken, block), strict=True)] for block in self.blocks
+        ]
+        self._steps: list[int] = [math.ceil(sum(sizes) / global_batch_size) for sizes in self._sizes]
         self.cursor = self._checked(cursor or Cursor())
 
     @property
@@ -144,19 +150,32 @@ class Loader:
         sizes_of_days = [self._dataset.num_rows(day) for day in self.blocks[block]]
         num_rows = {table: max(sizes[table] for sizes in sizes_of_days) for table in sizes_of_days[0]}
         data = read_block(files, schema=self._dataset.schema, groups=self._groups, num_rows=num_rows)
-        sizes = [self._sizes[block][bucket] for bucket in buckets]
+        sizes = [self._dataset.num_timelines(day)[bucket] for bucket in buckets for day in self.blocks[block]]
         if data.num_timelines != sum(sizes):
             raise DataError(
                 f"days {self.blocks[block][0]} to {self.blocks[block][-1]} of {self._dataset.path} hold "
                 f"{data.num_timelines} timelines in the buckets of rank {self._rank}, "
                 f"their manifests say {sum(sizes)}: ingest them again"
             )
-        firsts = np.cumsum([0, *sizes])
-        orders = [
-            first + (_permutation(self._seed, epoch, block, bucket, size) if self._shuffle else np.arange(size))
-            for first, bucket, size in zip(firsts, buckets, sizes, strict=False)
-        ]
+        firsts = iter(np.cumsum([0, *sizes]))
+        orders = []
+        for bucket in buckets:
+            chosen = np.concatenate([next(firsts) + self._chosen(epoch, day, bucket) for day in self.blocks[block]])
+            order = _permutation(self._seed, epoch, block, bucket, len(chosen)) if self._shuffle else slice(None)
+            orders.append(chosen[order])
         return data, orders
+
+    def _taken(self, day: str) -> list[int]:
+        """Timelines of a day that an epoch takes, by bucket."""
+        return [math.ceil(size * self._shares.get(day, 1.0)) for size in self._dataset.num_timelines(day)]
+
+    def _chosen(self, epoch: int, day: str, bucket: int) -> Offsets:
+        """Which timelines of a day's bucket an epoch takes, ascending."""
+        size, taken = self._dataset.num_timelines(day)[bucket], self._taken(day)[bucket]
+        if taken == size:
+            return np.arange(size)
+        draw = np.random.default_rng([derive(self._seed, "share", day), epoch, bucket])
+        return np.sort(draw.permutation(size)[:taken])
 
     def _checked(self, cursor: Cursor) -> Cursor:
         end = Cursor(epoch=self._num_epochs)
@@ -180,10 +199,6 @@ def _select_groups(dataset: Dataset, names: Collection[str] | None) -> tuple[Gro
         have = ", ".join(sorted(known)) or "none"
         raise DataError(f"{dataset.path} has no example group {', '.join(sorted(wanted - known))}; it has: {have}")
     return tuple(group for group in dataset.schema.groups if group.name in wanted)
-
-
-def _bucket_sizes(dataset: Dataset, days: Sequence[str]) -> list[int]:
-    return [sum(sizes) for sizes in zip(*(dataset.num_timelines(day) for day in days), strict=True)]
 
 
 def _permutation(seed: int, epoch: int, block: int, bucket: int, size: int) -> Offsets:

@@ -1,6 +1,7 @@
 """Runs a trained model over held-out days and keeps, per task, its scores with the examples they belong to.
 
-One process: evaluation is forward only and reads a few days, so it is not spread over ranks.
+`stack evaluate` is one process: forward only, and it reads a few days. Where the model is spread over processes, each
+scores its own buckets, all in equally many batches.
 """
 
 from __future__ import annotations
@@ -37,16 +38,25 @@ class Predictions:
 
 
 def predict(
-    scorer: Scorer, dataset: Dataset, *, days: Sequence[str], tasks: Mapping[str, Sampling], timelines_per_batch: int
+    scorer: Scorer,
+    dataset: Dataset,
+    *,
+    days: Sequence[str],
+    tasks: Mapping[str, Sampling],
+    timelines_per_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> dict[str, Predictions]:
-    """Scores every example of the tasks on `days`, without gradients; tasks of one group share their rows.
+    """Scores every example of the tasks on `days`, or this rank's share of them, without gradients; tasks of one group
+    share their rows.
 
     `tasks` are all tasks of the model, and at which rate the score of each counts sampled negatives.
     """
     groups = {plan_of(task).group for task in tasks}
     loader = Loader(
-        dataset, days=days, global_batch_size=timelines_per_batch, shuffle=False, groups=sorted(groups), num_prefetch=2
-    )
+        dataset, days=days, global_batch_size=timelines_per_batch * world_size, rank=rank, world_size=world_size,
+        shuffle=False, groups=sorted(groups), num_prefetch=2,
+    )  # fmt: skip
     rows: dict[str, list[Rows]] = {name: [] for name in groups}
     scores: dict[str, list[Array]] = {task: [] for task in tasks}
     with torch.no_grad():  # FBGEMM has no kernel on the CPU for inference mode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,9 +46,10 @@ from stack.train.optim import Decay, OptimConfig, Schedule, build_dense_optimize
 from stack.train.periodic import Bar, Curves, Line, Periodic, RefusalLimit, Save, StepLog
 from stack.train.ranks import same_on_all_ranks, sum_over_ranks
 from stack.train.run_folder import CHECKPOINTS, CURVES, IDS, PLAN, STEPS
-from stack.train.saving import NUM_REFUSED, Saver, check_context, context_of, crew, restore_model, restore_optimizer
+from stack.train.saving import Saver, check_context, context_of, crew, restore_model, restore_optimizer
 from stack.train.step import Stepper
 from stack.train.steps import steps_of
+from stack.train.tally import Tally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,8 @@ class Stretch:
 
     `days` in the order of the loader; `learnt`: all days that the model has seen when it is done; `resumes`: the
     checkpoint is a save on this stretch, not what comes before it; `rate_share`: constant share of the full learning
-    rates (None: the schedule of `optim`).
+    rates (None: the schedule of `optim`); `shares`: of some days, the share of timelines that is taken; `metrics`: told
+    by its versions beside the losses, read when they are saved.
     """
 
     days: tuple[str, ...]
@@ -155,12 +157,19 @@ class Stretch:
     lineage: Lineage
     resumes: bool = True
     rate_share: float | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def full_training(setup: Setup, checkpoint: Checkpoint | None) -> Stretch:
     """The stretch of `stack train`: all its days. Raises `CheckpointError` where the run has learnt other days."""
     days = training_days(Dataset(setup.dataset), setup.train)
     saved = () if checkpoint is None else checkpoint.manifest.context.data_days
+    if checkpoint is not None and checkpoint.manifest.lineage.day is not None:
+        raise CheckpointError(
+            f"run {setup.run.folder} goes on by days, {checkpoint.manifest.lineage.day} is its last: go on with "
+            "`stack daily`, or choose another run.name"
+        )
     if days[: len(saved)] != saved:
         raise CheckpointError(
             f"run {setup.run.folder} has learnt {saved[0]} to {saved[-1]}, and these options ask for {days[0]} to "
@@ -184,7 +193,7 @@ def build_loop(
     touched = track_touched(model)
     parameters = dense_parameters(model)
     optimizer = build_dense_optimizer(parameters, setup.optim)
-    start = LoopState(step=0, first_step=0, epoch=0, cursor=Cursor(), numbers={NUM_REFUSED: 0.0})
+    start = LoopState(step=0, first_step=0, epoch=0, cursor=Cursor())
     restored = None
     if checkpoint is not None:
         check_context(checkpoint, dataset)
@@ -192,10 +201,10 @@ def build_loop(
         restore_optimizer(optimizer, parameters, checkpoint)
         start = checkpoint.loop()
         if not stretch.resumes:
-            start = LoopState(step=start.step, first_step=start.step, epoch=0, cursor=Cursor(), numbers=start.numbers)
-    loader = _build_loader(setup, dataset, stretch.days, start.cursor)
+            start = LoopState(step=start.step, first_step=start.step, epoch=0, cursor=Cursor())
+    loader = _build_loader(setup, dataset, stretch, start.cursor)
     num_steps = start.first_step + min(loader.num_steps, setup.train.max_steps or loader.num_steps)
-    _announce(setup, dataset, stretch.days, num_timelines=loader.num_timelines, step=start.step, num_steps=num_steps)
+    _announce(setup, dataset, stretch.days, num_timelines=loader.num_timelines, start=start, num_steps=num_steps)
     stepper = Stepper(
         model,
         parameters=parameters,
@@ -223,6 +232,7 @@ def build_loop(
         context=context_of(dataset, days=stretch.learnt, tables=tables, composed=setup.composed),
         lineage=stretch.lineage,
         first_step=start.first_step,
+        metrics=stretch.metrics,
     )
     return Loop(
         loader=loader,
@@ -230,7 +240,7 @@ def build_loop(
         periodics=_periodics(setup, saver, maps=id_maps(model), first_step=start.step, num_steps=num_steps),
         step=start.step,
         num_steps=num_steps,
-        num_refused=int(start.numbers[NUM_REFUSED] or 0),
+        tally=Tally.of_numbers(start.numbers),
     )
 
 
@@ -240,16 +250,17 @@ def _schedule(optim: OptimConfig, stretch: Stretch, *, num_steps: int) -> Schedu
     return Schedule(num_steps=num_steps, warmup_steps=0, decay=Decay.constant, final_share=1.0, peak=stretch.rate_share)
 
 
-def _build_loader(setup: Setup, dataset: Dataset, days: Sequence[str], cursor: Cursor) -> Loader:
+def _build_loader(setup: Setup, dataset: Dataset, stretch: Stretch, cursor: Cursor) -> Loader:
     """This rank's batches, with the example groups of the trained tasks alone."""
     trained, _ = enabled_tasks(setup.tasks, dataset.schema)
     return Loader(
         dataset,
-        days=days,
+        days=stretch.days,
+        shares=stretch.shares,
         global_batch_size=setup.train.batch_size,
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
-        seed=setup.run.seed,
+        seed=setup.run.seed if stretch.lineage.day is None else derive(setup.run.seed, "day", stretch.lineage.day),
         days_per_block=setup.train.days_per_block,
         num_epochs=setup.train.num_epochs,
         groups=sorted({TASKS[name].group for name in trained}),
@@ -259,14 +270,14 @@ def _build_loader(setup: Setup, dataset: Dataset, days: Sequence[str], cursor: C
 
 
 def _announce(
-    setup: Setup, dataset: Dataset, days: Sequence[str], *, num_timelines: int, step: int, num_steps: int
+    setup: Setup, dataset: Dataset, days: Sequence[str], *, num_timelines: int, start: LoopState, num_steps: int
 ) -> None:
     trained, left_out = enabled_tasks(setup.tasks, dataset.schema)
     say(
         f"training {', '.join(trained)} on {len(days)} days, {days[0]} to {days[-1]}: {num_timelines:,} timelines, "
-        f"{num_steps:,} steps"
+        f"{num_steps - start.first_step:,} steps"
         + (f"; without {', '.join(left_out)}, which the data have no examples for" if left_out else "")
-        + (f"; going on after step {step:,}" if step else "")
+        + (f"; going on after step {start.step:,}" if start.step else "")
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from stack.data.loader import Loader
@@ -12,18 +13,20 @@ from stack.train.periodic import Moment, Periodic
 from stack.train.step import Stepper
 from stack.train.steps import Loaded, Steps
 from stack.train.stop import StopRequest
+from stack.train.tally import Tally
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """All that training needs, made by `stack.train.build`. `step` steps are done and `num_refused` were refused."""
+    """All that training needs, made by `stack.train.build`. `step` steps are done, of which `tally` counts those
+    of this stretch."""
 
     loader: Loader
     steps: Steps
     periodics: Sequence[Periodic]
     step: int
     num_steps: int
-    num_refused: int
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def stepper(self) -> Stepper:
@@ -41,21 +44,23 @@ class Loop:
 
     def _train(self, request: StopRequest) -> bool:
         moment: Moment | None = None
-        step, num_refused = self.step, self.num_refused
+        step, tally = self.step, copy.deepcopy(self.tally)
         arrivals = _Arrivals(self.loader, num_batches=self.num_steps - self.step)
         started = time.perf_counter()
         for done in self.steps.run(arrivals, first_step=step, asked_to_stop=lambda: request.asked):
-            step, num_refused = step + 1, num_refused + done.result.refused
+            step += 1
+            tally.add(done.result)
             ended = time.perf_counter()
             moment = Moment(
                 step=step,
                 num_steps=self.num_steps,
                 day=done.day,
                 cursor=done.cursor,
-                num_refused=num_refused,
+                num_refused=tally.num_refused,
                 result=done.result,
                 seconds=ended - started,
                 wait_seconds=arrivals.take_waited(),
+                tally=copy.deepcopy(tally),
             )
             started = ended
             for periodic in self.periodics:

@@ -122,7 +122,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, n
 def restore_optimizer_state(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]
 ) -> None:
-    """The inverse of `optimizer_state`.
+    """The inverse of `optimizer_state`. Rows that a parameter has got since begin with zeros.
 
     Raises:
         CheckpointError: `saved` has state for a parameter that the model has not.
@@ -133,4 +133,7 @@ def restore_optimizer_state(
             raise CheckpointError(f"the checkpoint has optimizer state for {name!r}, which the model has not")
         weight = parameters[name]
         device = torch.device("cpu") if state == "step" else weight.device
-        optimizer.state[weight][state] = value.to(device).clone()
+        kept = value.to(device).clone()
+        if value.dim() == weight.dim() > 1 and len(value) < len(weight):
+            kept = torch.cat([kept, kept.new_zeros(len(weight) - len(value), *value.shape[1:])])
+        optimizer.state[weight][state] = kept

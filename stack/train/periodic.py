@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 from torch.utils.tensorboard import SummaryWriter
 
-from stack.base.errors import DataError
+from stack.base.errors import NotFiniteError
 from stack.data.loader import Cursor
 from stack.telemetry.console import say
 from stack.telemetry.progress import Progress
 from stack.train.step import StepResult
+from stack.train.tally import Tally
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
     """Where training stands after a step: `step` steps are done, `cursor` is the next batch, `day` the first of the
-    block just learnt from. `seconds` is the step's time, `wait_seconds` what of it was waiting for the loader."""
+    block just learnt from. `seconds` is the step's time, `wait_seconds` what of it was waiting for the loader. `tally`
+    adds up the stretch so far."""
 
     step: int
     num_steps: int
@@ -30,6 +32,7 @@ class Moment:
     result: StepResult
     seconds: float
     wait_seconds: float
+    tally: Tally = field(default_factory=Tally)
 
 
 class Periodic(ABC):
@@ -57,7 +60,7 @@ class RefusalLimit(Periodic):
             losses = ", ".join(f"{name} {loss:.4g}" for name, loss in moment.result.losses.items())
             say(f"step {moment.step}: refused a batch of {moment.day}: not all of it is finite ({losses})")
         if moment.num_refused > self._limit:
-            raise DataError(
+            raise NotFiniteError(
                 f"{moment.num_refused} batches had numbers that are not finite, above train.max_refused_batches="
                 f"{self._limit}; the last at step {moment.step}, day {moment.day}: look for infinite or missing values "
                 "in the data, or lower the learning rates"

@@ -40,6 +40,21 @@ def sound_checkpoint(chain: Chain, options: CheckpointConfig) -> Checkpoint | No
     return None
 
 
+def opened(chain: Chain, number: int, *, verify: bool) -> Checkpoint:
+    """A version, read through first where asked: by all ranks together, each its share of the files.
+
+    Raises: `CheckpointError` where it is damaged.
+    """
+    checkpoint, failure = _tried(chain, number, verify=verify)
+    (num_failed,) = totals(torch.tensor([float(failure is not None)]))
+    if checkpoint is None or num_failed:
+        raise CheckpointError(
+            f"version {number} cannot be gone on from: {failure or 'another process found it damaged'}; `stack "
+            "checkpoint verify` names the last good version, `stack checkpoint restore` goes back to it"
+        )
+    return checkpoint
+
+
 @contextmanager
 def held(chain: Chain, checkpoint: Checkpoint | None, options: CheckpointConfig) -> Iterator[None]:
     """Keeps pruning from the files of a version while it is read."""

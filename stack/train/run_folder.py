@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,8 +55,11 @@ _PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy", "pyar
 Value = str | int | float | bool | None
 
 
-def check_start(folder: Path, *, chain: Chain, composed: str, resume: bool) -> None:
-    """Raises where training may not begin or go on in a run's folder. Reads only, so every rank can ask.
+def check_start(
+    folder: Path, *, chain: Chain, composed: str, resume: bool, free: Collection[str] = frozenset()
+) -> None:
+    """Raises where training may not begin or go on in a run's folder. Reads only, so every rank can ask. Options in
+    `free` may be others than before.
 
     A run that has saved nothing begins anew, also with other options: what a mistake in them left is no reason to
     give up its name.
@@ -83,7 +86,7 @@ def check_start(folder: Path, *, chain: Chain, composed: str, resume: bool) -> N
             return  # its versions are in a store, and the folder was on a machine that is gone
         raise CheckpointError(f"{folder} is not empty and not a run (no {CONFIG}): choose another run.name")
     if saved:
-        _refuse_changes(folder, before=(folder / CONFIG).read_text(), now=composed)
+        _refuse_changes(folder, before=(folder / CONFIG).read_text(), now=composed, free=free)
 
 
 def write_facts(
@@ -128,16 +131,33 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _refuse_changes(folder: Path, *, before: str, now: str) -> None:
+def _refuse_changes(folder: Path, *, before: str, now: str, free: Collection[str]) -> None:
     """Raises `ConfigError` naming the first option that was different when the run started."""
-    old, new = dict(_options(yaml.safe_load(before))), dict(_options(yaml.safe_load(now)))
+    old, new = options_of(before), options_of(now)
     for key in sorted(old.keys() | new.keys()):
-        may_change = key in _MAY_CHANGE or key.startswith("ids.rows.")
+        may_change = key in _MAY_CHANGE or key in free or key.startswith("ids.rows.")
         if key.split(".")[0] in _GROUPS and not may_change and old.get(key) != new.get(key):
             raise ConfigError(
                 f"run {folder} was started with {key}={old.get(key)}, now it is {new.get(key)}: "
                 "resume with the same value, or choose another run.name"
             )
+
+
+def options_of(composed: str) -> dict[str, object]:
+    """The leaves of a composed configuration by their dotted names."""
+    return dict(_options(yaml.safe_load(composed)))
+
+
+def composed_of_run(folder: Path, *, now: str, free: Collection[str]) -> str:
+    """The configuration to keep with a run: that of now, but the options in `free` as the run has them."""
+    if not (folder / CONFIG).is_file():
+        return now
+    old, new = yaml.safe_load((folder / CONFIG).read_text()), yaml.safe_load(now)
+    for key in sorted(free):
+        group, _, name = key.partition(".")
+        if isinstance(old.get(group), dict) and name in old[group] and isinstance(new.get(group), dict):
+            new[group][name] = old[group][name]
+    return str(yaml.safe_dump(new, sort_keys=False))
 
 
 def _options(tree: object, path: str = "") -> Iterator[tuple[str, object]]:

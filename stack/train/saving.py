@@ -20,19 +20,19 @@ from stack.checkpoint.manifest import Context, Lineage, LoopState
 from stack.checkpoint.save import ChainWriter, Facts
 from stack.checkpoint.snapshot import State
 from stack.data.dataset import Dataset
-from stack.tables.shard import dense_parameters, dense_tensors, shardings, table_shards
+from stack.tables.shard import dense_module, dense_parameters, dense_tensors, shardings, table_shards
 from stack.tables.touched import TouchedRows
 from stack.telemetry.console import say
+from stack.towers.behavior import PropertyEncoder
 from stack.train.id_state import Restored, id_maps, restore_tables
 from stack.train.optim import optimizer_state, restore_optimizer_state
 from stack.train.periodic import Moment
 from stack.train.ranks import from_first, totals
 
-NUM_REFUSED = "num_refused"
-
 
 class Saver:
-    """Writes versions of a model and its optimizers into a run's chain."""
+    """Writes versions of a model and its optimizers into a run's chain. `metrics` is read at each save: what they tell
+    beside the mean losses since `first_step`."""
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Saver:
         context: Context,
         lineage: Lineage,
         first_step: int,
+        metrics: Mapping[str, float | None],
     ) -> None:
         self._writer = writer
         self._model = model
@@ -52,6 +53,7 @@ class Saver:
         self._context = context
         self._lineage = lineage
         self._first_step = first_step
+        self._metrics = metrics
         self._shardings = shardings(model)
 
     def save(self, moment: Moment) -> None:
@@ -74,7 +76,7 @@ class Saver:
                     first_step=self._first_step,
                     epoch=moment.cursor.epoch,
                     cursor=moment.cursor,
-                    numbers={NUM_REFUSED: float(moment.num_refused)},
+                    numbers=dict(moment.tally.numbers()),
                 ),
             ),
             Facts(
@@ -83,7 +85,10 @@ class Saver:
                 context=self._context,
                 lineage=self._lineage,
                 shardings=self._shardings,
-                metrics={f"loss/{name}": loss for name, loss in moment.result.losses.items()},
+                metrics={
+                    **self._metrics,
+                    **{f"loss/{name}": loss for name, loss in moment.tally.mean_losses().items()},
+                },
             ),
         )
 
@@ -108,7 +113,8 @@ def crew(*, patience_seconds: float) -> Crew:
 
 
 def restore_model(model: DistributedModelParallel, checkpoint: Checkpoint) -> Restored:
-    """Fills tables and dense tensors from a checkpoint, whatever number of processes wrote it.
+    """Fills tables and dense tensors from a checkpoint, whatever number of processes wrote it. Rows that
+    properties have got since keep their first values.
 
     Raises:
         CheckpointError: the model is not as in the checkpoint; names the first tensor that differs.
@@ -121,17 +127,30 @@ def restore_model(model: DistributedModelParallel, checkpoint: Checkpoint) -> Re
             "uninterrupted run"
         )
     saved, wanted = checkpoint.dense(), dense_tensors(model)
+    growing = _growing(model)
     for name in sorted(saved.keys() | wanted.keys()):
         shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (saved, wanted)]
-        if shapes[0] != shapes[1]:
+        if shapes[0] != shapes[1] and not (name in growing and _grown(shapes[0], shapes[1])):
             raise CheckpointError(
                 f"{checkpoint.name}: {name!r} has shape {shapes[0]} there and {shapes[1]} in the model: "
                 "use the configuration and data it was saved with"
             )
     with torch.no_grad():
         for name, tensor in wanted.items():
-            tensor.copy_(saved[name])
+            tensor[: len(saved[name])].copy_(saved[name]) if name in growing else tensor.copy_(saved[name])
     return restored
+
+
+def _growing(model: DistributedModelParallel) -> set[str]:
+    """The dense tensors with a row for each value of a property: later days bring new values."""
+    encoders = {
+        name: module for name, module in dense_module(model).named_modules() if isinstance(module, PropertyEncoder)
+    }
+    return {f"{name}.columns.{column}.weight" for name, one in encoders.items() for column in range(len(one.columns))}
+
+
+def _grown(old: tuple[int, ...] | None, new: tuple[int, ...] | None) -> bool:
+    return old is not None and new is not None and old[1:] == new[1:] and old[:1] < new[:1]
 
 
 def restore_optimizer(

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from stack.base.errors import DataError
+from stack.base.errors import NotFiniteError
 from stack.base.seed import derive
 from stack.data.batch import Batch
 from stack.layers.norm import BatchStatistics
@@ -99,7 +99,8 @@ class Stepper:
         self._refused_by_norms = [norm.num_refused for norm in norms]
 
     def __call__(self, batch: Batch, *, step: int, asked_to_stop: bool) -> StepResult:
-        """Step number `step`, counted from 0. Raises `DataError` where a finite loss has a gradient that is not."""
+        """Step number `step`, counted from 0. Raises `NotFiniteError` for a gradient that is not finite, of a loss that
+        is."""
         return self.learn(self.compute(batch, step=step, asked_to_stop=asked_to_stop))
 
     def compute(self, batch: Batch | AskedBatch, *, step: int, asked_to_stop: bool) -> Computed:
@@ -151,7 +152,7 @@ class Stepper:
         torch.autograd.backward(torch.stack(parts).sum())
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm, foreach=True))
         if not math.isfinite(norm):
-            raise DataError(
+            raise NotFiniteError(
                 f"step {computed.step}: the loss is finite but its gradient is not, and the tables have taken it: "
                 "resume from the last checkpoint with a lower optim.dense_learning_rate or optim.tables_learning_rate"
             )
