@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stack.base.errors import CheckpointError
 from stack.checkpoint.manifest import (
+    MANIFEST,
     BaseManifest,
     FileEntry,
     Link,
@@ -121,17 +122,18 @@ class Chain:
             base = self.base(below)
             self._refuse_pruned(below, version, base)
             for table in sorted(open_tables):
-                entry = (base or below).tables.get(table)
-                if entry is None:
+                entries = _runs(below, table) if base is None else base.tables.get(table, ())
+                if not entries:
                     raise CheckpointError(
                         f"{self.store.url}: version {version.version} builds on rows of table '{table}' in version "
                         f"{below.version}, which has none"
                     )
                 held = base or below
-                found[table].append(
+                found[table] += [
                     Layer(version=below.version, folder=data_folder(held.data), entry=entry, files=held.files)
-                )
-                if entry.whole:
+                    for entry in reversed(entries)
+                ]
+                if entries[0].whole:
                     open_tables.discard(table)
             if not open_tables:
                 break
@@ -161,6 +163,14 @@ class Chain:
             raise CheckpointError(f"{self.store.url} has no version of day {asked!r}; it has {has}, or give a number")
         return known[asked]
 
+    def has_files(self, version: VersionManifest) -> bool:
+        """Whether the version's files are still there: the first that pruning deletes is."""
+        try:
+            self.store.size(f"{data_folder(version.data)}/{MANIFEST}")
+        except FileNotFoundError:
+            return False
+        return True
+
     def days(self, head: VersionManifest) -> dict[str, VersionManifest]:
         """The complete versions that `head` builds on, and itself, by the last day each was trained on."""
         found: dict[str, VersionManifest] = {}
@@ -170,7 +180,10 @@ class Chain:
         return found
 
     def _refuse_pruned(self, below: VersionManifest, version: VersionManifest, base: BaseManifest | None) -> None:
-        if below.version in self.pruned() and (base is None or below is version):
+        """What was marked before somebody built on it keeps its files (`stack.checkpoint.retain`)."""
+        if below.version not in self.pruned():
+            return
+        if below is version or (base is None and not self.has_files(below)):
             builds = "" if below is version else f"version {version.version} builds on "
             raise CheckpointError(
                 f"{self.store.url}: {builds}version {below.version}, whose files were pruned: "
@@ -180,6 +193,10 @@ class Chain:
     def _numbered(self, folder: str) -> tuple[int, ...]:
         matches = (_NUMBERED.fullmatch(name) for name in self.store.list(folder))
         return tuple(sorted(int(match[1]) for match in matches if match))
+
+
+def _runs(version: VersionManifest, table: str) -> tuple[TableEntry, ...]:
+    return (version.tables[table],) if table in version.tables else ()
 
 
 def chain_of(where: Path | str, *, for_writing: bool = False) -> Chain:

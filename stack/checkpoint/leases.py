@@ -7,10 +7,11 @@ newer.
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -70,14 +71,32 @@ def write_lease(store: Store, lease: Lease, *, clock: Callable[[], float] = time
 
 
 @contextmanager
-def reading(store: Store, version: int, *, seconds: float) -> Iterator[Lease]:
-    """Holds a version for a block of code."""
-    lease = Lease(version=version, seconds=seconds)
+def holding(store: Store, lease: Lease) -> Iterator[Lease]:
+    """Holds a lease for a block of code, however long: a thread renews it. A renewal that fails is tried again before
+    the lease ends."""
     write_lease(store, lease)
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(lease.seconds / 3):
+            with suppress(OSError):
+                write_lease(store, lease)
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
     try:
         yield lease
     finally:
+        done.set()
+        thread.join()
         lease.release(store)
+
+
+@contextmanager
+def reading(store: Store, version: int, *, seconds: float) -> Iterator[Lease]:
+    """Holds a version for a block of code."""
+    with holding(store, Lease(version=version, seconds=seconds)) as lease:
+        yield lease
 
 
 def held(store: Store, *, clock: Callable[[], float] = time.time) -> list[LeaseFile]:

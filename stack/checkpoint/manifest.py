@@ -5,7 +5,7 @@
     <run>/checkpoints/
       manifests/00000012.json       version 12; appears when all its files are on disk, never changes, is never deleted
       bases/00000012.json           where version 12 was compacted: its tables, whole
-      pruned/00000003.json          version 3 has no files any more, and why
+      pruned/00000003.json          the same file as manifests/00000003.json: nobody may begin to read version 3 now
       leases/  quarantine/  reports/
       data/<unique>/                the files of one version, or of one compaction
         manifest.json                            the same file as manifests/00000012.json
@@ -195,12 +195,15 @@ class VersionManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class BaseManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The tables of version `of`, whole: what its runs and those below it come to. The rest is in the version."""
+    """The tables of version `of`, whole: what its runs and those below it come to. The rest is in the version.
+
+    A table is one run, or several where its blocks of columns changed (`stack.checkpoint.merge`), the oldest first.
+    """
 
     format_version: int
     of: Link
     created: str
-    tables: dict[str, TableEntry]
+    tables: dict[str, tuple[TableEntry, ...]]
     data: str
     files: dict[str, FileEntry]
     digest: str = ""
