@@ -16,22 +16,17 @@ asleep cannot publish out of them, looked at again, and deleted. Manifests of ve
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-import msgspec
-
-from stack.base.errors import CheckpointError
 from stack.base.files import ASIDE
 from stack.checkpoint.chain import Chain
 from stack.checkpoint.config import CheckpointConfig
-from stack.checkpoint.leases import FOLDER, LeaseFile, held
+from stack.checkpoint.leases import drop_expired, held
 from stack.checkpoint.manifest import MANIFEST, base_name, data_folder, manifest_name, pruned_name
 from stack.checkpoint.nodes import Node, Nodes, ancestors
 from stack.checkpoint.store import Store
-from stack.telemetry.console import say
 
 _SEVENTH = 7
 
@@ -119,10 +114,7 @@ def prune(
 
 
 class Retention:
-    """Prunes after each save, in the process that publishes. Remembers what manifests say, since they never change.
-
-    A chain that cannot be pruned can be trained all the same: what went wrong is said, and tried again after the next.
-    """
+    """Prunes after each save, in the process that publishes. Remembers what manifests say, since they never change."""
 
     def __init__(self, chain: Chain, options: CheckpointConfig) -> None:
         self._chain = chain
@@ -131,13 +123,14 @@ class Retention:
         self._first = True
 
     def __call__(self, version: object = None) -> None:
-        """To be called when a version is out. Files are listed where something goes, and the first time."""
-        try:
-            if self._first or self._something_goes():
-                _prune(self._chain, self._options, nodes=self._nodes, clock=time.time)
-            self._first = False
-        except (CheckpointError, OSError) as error:
-            say(f"checkpoint: not all was pruned: {error}", file=sys.stderr)
+        """To be called when a version is out. Files are listed where something goes, and the first time.
+
+        Raises: as `prune`; what was not done, the next call does.
+        """
+        if self._first or self._something_goes():
+            self._first = True  # until all is done
+            _prune(self._chain, self._options, nodes=self._nodes, clock=time.time)
+        self._first = False
 
     def _something_goes(self) -> bool:
         known, marked = self._nodes.all(), set(self._chain.pruned())
@@ -209,7 +202,7 @@ def _prune(chain: Chain, options: CheckpointConfig, *, nodes: Nodes, clock: Call
         _sweep(chain, data, nodes)
     for aside in now.set_aside:
         _finish_sweep(chain, aside, nodes)
-    _drop_expired(store, clock=clock)
+    drop_expired(store, clock=clock)
     return plan
 
 
@@ -255,14 +248,3 @@ def _size(store: Store, data: str) -> int:
         except FileNotFoundError:  # deleted meanwhile
             continue
     return size
-
-
-def _drop_expired(store: Store, *, clock: Callable[[], float]) -> None:
-    """Deletes leases that nobody believes any more."""
-    for name in store.list(FOLDER):
-        try:
-            lease = msgspec.json.decode(store.read(name), type=LeaseFile)
-        except (FileNotFoundError, msgspec.DecodeError):
-            continue
-        if lease.expires <= clock():
-            store.delete(name)

@@ -18,6 +18,7 @@ from stack.checkpoint.chain import chain_of
 from stack.checkpoint.config import CheckpointConfig
 from stack.checkpoint.load import Checkpoint
 from stack.checkpoint.manifest import Lineage, LoopState
+from stack.checkpoint.retain import Retention
 from stack.checkpoint.save import ChainWriter
 from stack.data.dataset import Dataset
 from stack.data.loader import Cursor, Loader
@@ -217,14 +218,16 @@ def build_loop(
         seed=setup.run.seed,
     )
     tables = places_of(setup.model, setup.tasks, dataset.schema).tables()
+    chain = chain_of(setup.chain_place)
     saver = Saver(
         ChainWriter(
-            chain_of(setup.chain_place),
+            chain,
             options=setup.checkpoint,
             crew=crew(patience_seconds=setup.train.collective_timeout_seconds),
             parent=None if checkpoint is None else checkpoint.manifest,
             clocks={} if restored is None else restored.clocks,
             rewritten=() if restored is None else restored.rewritten,
+            after=Retention(chain, setup.checkpoint),
         ),
         model=model,
         optimizer=optimizer,

@@ -200,6 +200,7 @@ class Toy:
         lineage: Lineage | None = None,
         rewritten: Sequence[str] = (),
         keep: bool = False,
+        after: Callable[[VersionManifest], None] | None = None,
     ) -> VersionManifest:
         """The next version, a delta over the one saved before where that can be; a job of its own. `blocks`: widths of
         the blocks of columns, by table. With `keep` the toy stays as it was before: what it did is not saved yet."""
@@ -213,7 +214,7 @@ class Toy:
         def one(rank: int) -> VersionManifest | None:
             writer = ChainWriter(
                 chain, options=options, crew=meeting.crew(rank), parent=self.parent,
-                clocks=dict.fromkeys(self.keys, self.saved_clock), rewritten=rewritten,
+                clocks=dict.fromkeys(self.keys, self.saved_clock), rewritten=rewritten, after=after,
             )  # fmt: skip
             writer.save(self._state(rank, world_size, blocks), facts)
             return writer.wait()

@@ -142,7 +142,8 @@ class Stop(Periodic):
 def versions(run: Run) -> dict[int, Checkpoint]:
     """The versions of a run by their steps."""
     chain = chain_of(setup_of(run).chain_place)
-    return {one.step: open_version(chain, one) for one in map(chain.manifest, chain.numbers())}
+    kept = sorted(set(chain.numbers()) - set(chain.pruned()))
+    return {one.step: open_version(chain, one) for one in map(chain.manifest, kept)}
 
 
 def losses(folder: Path) -> list[dict[str, object]]:
