@@ -7,6 +7,8 @@ newer.
 
 from __future__ import annotations
 
+import math
+import re
 import threading
 import time
 import uuid
@@ -20,6 +22,7 @@ from stack.base.errors import CheckpointError
 from stack.checkpoint.store import Store
 
 FOLDER = "leases"
+_END = re.compile(r"-(\d+)\.json$")
 
 
 class LeaseFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,7 +40,8 @@ class Lease:
     seconds: float
     version: int | None = None
     data: str | None = None
-    name: str = field(default_factory=lambda: f"{FOLDER}/{uuid.uuid4().hex}.json")
+    holder: str = field(default_factory=lambda: uuid.uuid4().hex)
+    num_written: int = 0
     written: list[str] = field(default_factory=list)
     until: float = 0.0
 
@@ -57,10 +61,12 @@ class Lease:
 
 
 def write_lease(store: Store, lease: Lease, *, clock: Callable[[], float] = time.time) -> None:
-    """Begins a lease, or renews it: files are never changed, so a new one is written before the old one goes."""
+    """Begins a lease, or renews it: files are never changed, so a new one is written before the old one goes. Its end
+    is in the name too: of one that was not written to its end, nothing else is known."""
     old = list(lease.written)
-    name = lease.name.removesuffix(".json") + f"-{len(old) and uuid.uuid4().hex[:8]}.json"
     held = LeaseFile(version=lease.version, data=lease.data, expires=clock() + lease.seconds)
+    name = f"{FOLDER}/{lease.holder}-{lease.num_written}-{math.ceil(held.expires)}.json"
+    lease.num_written += 1
     with store.create(name) as file:
         file.write(msgspec.json.encode(held))
     lease.written.append(name)
@@ -101,13 +107,26 @@ def reading(store: Store, version: int, *, seconds: float) -> Iterator[Lease]:
 
 def held(store: Store, *, clock: Callable[[], float] = time.time) -> list[LeaseFile]:
     """The leases that have not expired."""
-    found = []
+    found = (_read(store, name) for name in store.list(FOLDER))
+    return [lease for lease in found if lease is not None and lease.expires > clock()]
+
+
+def drop_expired(store: Store, *, clock: Callable[[], float] = time.time) -> None:
+    """Deletes leases that nobody believes any more."""
     for name in store.list(FOLDER):
-        try:
-            found.append(msgspec.json.decode(store.read(name), type=LeaseFile))
-        except (
-            FileNotFoundError,
-            msgspec.DecodeError,
-        ):  # released meanwhile, or not written to its end: a dead writer's
+        lease, end = _read(store, name), _END.search(name)
+        if lease is not None:
+            ends = lease.expires
+        elif end is not None:
+            ends = float(end[1])
+        else:  # nobody's
             continue
-    return [lease for lease in found if lease.expires > clock()]
+        if ends <= clock():
+            store.delete(name)
+
+
+def _read(store: Store, name: str) -> LeaseFile | None:
+    try:
+        return msgspec.json.decode(store.read(name), type=LeaseFile)
+    except (FileNotFoundError, msgspec.DecodeError):  # released meanwhile, or not written to its end: a dead writer's
+        return None

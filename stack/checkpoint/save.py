@@ -18,6 +18,8 @@ began: of two jobs that train one run, one is refused, however long it slept bef
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 import threading
 import time
 import uuid
@@ -25,8 +27,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
+from torch import Tensor
 
 from stack.base.errors import CheckpointError
 from stack.checkpoint.chain import Chain
@@ -59,10 +63,12 @@ from stack.checkpoint.manifest import (
 )
 from stack.checkpoint.snapshot import Run, Snapshot, State, refuse_not_finite, shape_of, take
 from stack.checkpoint.store import Store
-from stack.checkpoint.tensors import write_tensors
+from stack.checkpoint.tensors import side_by_side, write_tensors
 from stack.telemetry.console import say
 
 _POLL_SECONDS = 0.02
+_WRITE_THREADS = 4
+_NICE = 10
 
 
 class _Said(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,7 +178,7 @@ class ChainWriter:
             self._write(self._job)
             self.wait()
             return
-        self._job.thread = threading.Thread(target=self._write, args=(self._job,), name="checkpoint")
+        self._job.thread = threading.Thread(target=self._write_beside, args=(self._job,), name="checkpoint")
         self._job.thread.start()
 
     def wait(self) -> VersionManifest | None:
@@ -248,6 +254,11 @@ class ChainWriter:
             return error
         return None
 
+    def _write_beside(self, job: _Job) -> None:
+        if sys.platform == "linux":  # there a thread has its own priority: training goes first
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        self._write(job)
+
     def _write(self, job: _Job) -> None:
         """This process's files, and on process 0 the version; a failure is kept for `wait`."""
         crew, store = self._crew, self._chain.store
@@ -259,7 +270,8 @@ class ChainWriter:
                 job.published = self._publish(job, job.lease)
         except Exception as error:  # whatever it is, the others must not wait, and `wait` raises it
             job.failure = error
-            self._say_failure(job, error)
+            if not crew.first:
+                self._say_failure(job, error)
         finally:
             job.snapshot = None  # what was copied is no longer needed
             with suppress(OSError):  # it runs out by itself
@@ -274,7 +286,7 @@ class ChainWriter:
         snapshot = job.snapshot
         assert snapshot is not None
         refuse_not_finite(snapshot)
-        files: dict[str, FileEntry] = {}
+        tensors: dict[str, Mapping[str, Tensor]] = {}
         parts: dict[str, list[Part]] = {}
         shapes: dict[str, TableShape] = {}
         for run in snapshot.runs:
@@ -283,31 +295,32 @@ class ChainWriter:
             for first, last in _cuts(run, part_bytes=self._options.part_mib * 2**20):
                 name = part_name(run.table, self._crew.rank, len(own))
                 piece = {key: value[first:last] for key, value in run.tensors.items()}
-                files[name] = self._tensors(job, name, piece)
+                tensors[name] = piece
                 own.append(_part(name, run, piece))
         for table, state in snapshot.ids.items():
-            name = ids_part_name(table, self._crew.rank)
-            files[name] = self._tensors(job, name, state)
+            tensors[ids_part_name(table, self._crew.rank)] = state
         if self._crew.first:
-            files[DENSE] = self._tensors(job, DENSE, snapshot.dense)
-            files[OPTIMIZER] = self._tensors(job, OPTIMIZER, snapshot.optimizer)
+            tensors |= {DENSE: snapshot.dense, OPTIMIZER: snapshot.optimizer}
+        tasks = [partial(self._tensors, job, name, values) for name, values in tensors.items()]
+        files = dict(zip(tensors, side_by_side(tasks, num_threads=_WRITE_THREADS), strict=True))
+        if self._crew.first:
             files[LOOP] = write_file(self._chain, f"{job.folder}/{LOOP}", msgspec.json.encode(snapshot.loop))
         return _Said(parts=parts, shapes=shapes, files=files)
 
-    def _tensors(self, job: _Job, name: str, tensors: Mapping[str, object]) -> FileEntry:
+    def _tensors(self, job: _Job, name: str, tensors: Mapping[str, Tensor]) -> FileEntry:
         with self._chain.store.create(f"{job.folder}/{name}") as file:
-            return write_tensors(file, tensors)  # type: ignore[arg-type]
+            return write_tensors(file, tensors)
 
-    def _say(self, job: _Job, said: _Said) -> None:
+    def _say(self, job: _Job, said: _Said, *, part: str = "part") -> None:
         """Under its name only when it is whole: process 0 may be reading."""
         name = _said_name(job, self._crew.rank)
-        write_file(self._chain, f"{name}.part", msgspec.json.encode(said))
-        self._chain.store.publish(f"{name}.part", name)
+        write_file(self._chain, f"{name}.{part}", msgspec.json.encode(said))
+        self._chain.store.publish(f"{name}.{part}", name)
 
     def _say_failure(self, job: _Job, error: Exception) -> None:
         """Best effort: where even this cannot be written, process 0 gives up when its patience ends."""
         try:
-            self._say(job, _Said(failure=str(error)))
+            self._say(job, _Said(failure=str(error)), part="failed")
         except OSError:
             return
 
@@ -412,13 +425,13 @@ def _cuts(run: Run, *, part_bytes: int) -> list[tuple[int, int]]:
     return [(first, min(first + step, run.num_rows)) for first in range(0, run.num_rows, step)]
 
 
-def _part(name: str, run: Run, piece: Mapping[str, object]) -> Part:
+def _part(name: str, run: Run, piece: Mapping[str, Tensor]) -> Part:
     keys = piece[KEY]
     return Part(
         file=name,
-        num_rows=len(keys),  # type: ignore[arg-type]
-        first_key=int(keys[0]),  # type: ignore[index]
-        last_key=int(keys[-1]),  # type: ignore[index]
+        num_rows=len(keys),
+        first_key=int(keys[0]),
+        last_key=int(keys[-1]),
         first_column=run.first_column,
         num_columns=run.num_columns,
     )
