@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from tests.daily.worker import DAYS, Run, first_training, learn_days
+from tests.daily.worker import DAYS, first_training, learn_days
 from tests.prepared import write_prepared
+from tests.train.worker import Run
 
 
 @pytest.fixture(scope="package")
@@ -27,8 +29,16 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="package")
+def trained_managed(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same with items that take each other's rows."""
+    run = replace(trained, runs=str(tmp_path_factory.mktemp("managed")), managed_rows=30, hashed_rows=8)
+    first_training(run)
+    return run
+
+
+@pytest.fixture(scope="package")
 def learnt(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The same, and three days more; not to be changed."""
+    """`trained`, and three days more; not to be changed."""
     run = copy_of(trained, tmp_path_factory.mktemp("learnt"))
     learn_days(run, DAYS[2], DAYS[4])
     return run
@@ -36,8 +46,6 @@ def learnt(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def copy_of(run: Run, folder: Path, *, dataset: Path | None = None) -> Run:
     """A run of its own with the same versions, on a copy of the dataset where one is given."""
-    from msgspec.structs import replace
-
     shutil.copytree(run.folder, folder / run.name)
     if dataset is not None:
         shutil.copytree(run.dataset, dataset)
