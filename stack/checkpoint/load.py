@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import msgspec
 import torch
@@ -29,13 +29,14 @@ from stack.checkpoint.manifest import (
 from stack.checkpoint.rows import TableReader
 from stack.checkpoint.snapshot import OF_KEYS, shape_of
 from stack.checkpoint.store import Store
-from stack.checkpoint.tensors import TensorFile
+from stack.checkpoint.tensors import TensorFile, side_by_side
 from stack.data.keys import UNKNOWN_KEY
 from stack.ids.managed import MapState, join_states
 from stack.tables.rows import TableShard
 
 _BLOCK_ROWS = 262_144
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES = 4 << 20
+_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,17 +114,10 @@ class Checkpoint:
         for shard in shards:
             table = self._table(shard.name)
             self._check_same(shard, table.shape)
-            last = min(shard.first_row + int(shard.weight_ND.shape[0]), table.num_rows)
-            for first in range(shard.first_row, last, _BLOCK_ROWS):  # a bounded copy, whatever the size of the table
-                saved = self.table_rows(
-                    shard.name, first, min(_BLOCK_ROWS, last - first), first_column=shard.first_column,
-                    num_columns=shard.num_columns,
-                )  # fmt: skip
-                block = slice(first - shard.first_row, first - shard.first_row + int(saved.weight_ND.shape[0]))
-                with torch.no_grad():
-                    shard.weight_ND[block].copy_(saved.weight_ND)
-                    for key, value in shard.state.items():
-                        value[block].copy_(saved.state[key].view(value[block].shape))
+            num_rows = max(min(int(shard.weight_ND.shape[0]), table.num_rows - shard.first_row), 0)
+            there = {name: value[:num_rows] for name, value in {WEIGHT: shard.weight_ND, **shard.state}.items()}
+            with torch.no_grad():
+                self.readers[shard.name].fill(there, shard.first_row, first_column=shard.first_column)
             rowwise = any(value.dim() == 1 for value in shard.state.values())
             own = (shard.first_column, shard.num_columns)
             others = any(layer.entry.parts and own not in layer.entry.blocks for layer in self.layers[shard.name])
@@ -220,8 +214,8 @@ class Checkpoint:
     def verify(self, *, rank: int = 0, world_size: int = 1) -> None:
         """Reads every file (of several ranks, each its share); raises `CheckpointError` naming one that is missing or
         has changed."""
-        for name, entry in sorted(self.files().items())[rank::world_size]:
-            check_file(self.store, name, entry)
+        own = sorted(self.files().items())[rank::world_size]
+        side_by_side([partial(check_file, self.store, name, entry) for name, entry in own], num_threads=_THREADS)
 
     @property
     def _own(self) -> tuple[str, Mapping[str, FileEntry]]:
@@ -247,11 +241,10 @@ class Checkpoint:
 
 def digest_of(store: Store, name: str) -> str:
     """The sha256 of a file. Raises `FileNotFoundError`."""
-    digest = hashlib.sha256()
-    mapped = store.map(name)
-    for first in range(0, store.size(name), _BLOCK_BYTES):
-        block = store.read(name, first=first, size=_BLOCK_BYTES) if mapped is None else mapped[first:][:_BLOCK_BYTES]
-        digest.update(block)
+    digest, size = hashlib.sha256(), store.size(name)
+    block = memoryview(bytearray(min(size, _BLOCK_BYTES)))
+    for first in range(0, size, _BLOCK_BYTES):
+        digest.update(block[: store.read_into(name, block[: size - first], first=first)])
     return digest.hexdigest()
 
 

@@ -70,6 +70,11 @@ class ObjectStore:
                 return b""
             raise
 
+    def read_into(self, name: str, into: memoryview, *, first: int) -> int:
+        data = self.read(name, first=first, size=len(into))
+        into[: len(data)] = data
+        return len(data)
+
     def map(self, name: str) -> memoryview | None:
         return None
 

@@ -41,6 +41,13 @@ class PosixStore:
                 left -= len(block)
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
+    def read_into(self, name: str, into: memoryview, *, first: int) -> int:
+        num_bytes = 0
+        with self._path(name).open("rb", buffering=0) as file:
+            while num_bytes < len(into) and (size := os.preadv(file.fileno(), [into[num_bytes:]], first + num_bytes)):
+                num_bytes += size
+        return num_bytes
+
     def map(self, name: str) -> memoryview | None:
         with self._path(name).open("rb") as file:
             if not os.fstat(file.fileno()).st_size:

@@ -5,7 +5,7 @@ Shape legend: K rows of a run, N rows asked for, D columns asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,7 @@ from stack.checkpoint.store import Store
 from stack.checkpoint.tensors import TensorFile
 from stack.data.schema import PADDING_ROW
 
+_BLOCK_ROWS = 262_144
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -54,14 +55,25 @@ class TableReader:
     ) -> dict[str, Tensor]:
         """Weights (N, D) and optimizer state of a range of rows; `columns` is (first, number). Of managed ids, rows
         without a key are zeros."""
-        if self.layers[-1].entry.keys is KeyKind.id:
-            return self._rows_of_ids(torch.arange(first_row, first_row + num_rows), states)
         out = self._zeros(num_rows, columns[1], states)
-        for layer in self.layers:
-            for key_K, values in self._pieces(layer, first_row, first_row + num_rows, columns, states):
-                for name, value in values.items():
-                    out[name].index_copy_(0, key_K - first_row, value)
+        self.fill(out, first_row, first_column=columns[0])
         return out
+
+    def fill(self, out: Mapping[str, Tensor], first_row: int, *, first_column: int) -> None:
+        """The same into tensors that are there: as many rows as they have, in memory bounded but for managed ids."""
+        num_rows, num_columns = out[WEIGHT].shape
+        if self.layers[-1].entry.keys is KeyKind.id:
+            self._fill_of_ids(out, first_row)
+            return
+        for layer in self.layers:
+            overlaps = _overlaps(layer, (first_column, num_columns))
+            if len(overlaps) == 1:
+                self._fill_from_block(out, first_row, layer, *overlaps[0])
+            for first in range(first_row, first_row + num_rows, _BLOCK_ROWS) if len(overlaps) > 1 else ():
+                last = min(first + _BLOCK_ROWS, first_row + num_rows)
+                for key_K, values in self._pieces(layer, first, last, (first_column, num_columns), _states(out)):
+                    for name, value in values.items():
+                        _put(out[name], key_K - first_row, value)
 
     def taken(self, row_N: Tensor, *, columns: tuple[int, int], states: Sequence[str]) -> dict[str, Tensor]:
         """The same for any rows, ascending and distinct; `columns` must be all where ids are managed."""
@@ -137,6 +149,27 @@ class TableReader:
             _join(found, pieces, width)
         return [(key, merged_blocks(values, widths)) for key, values, widths in found]
 
+    def _fill_from_block(
+        self, out: Mapping[str, Tensor], first_row: int, layer: Layer, block: tuple[int, int], common: tuple[int, int]
+    ) -> None:
+        """The run's rows out of the one block that has the columns asked for."""
+        columns = slice(common[0] - block[0], sum(common) - block[0])
+        last_row = first_row + int(out[WEIGHT].shape[0])
+        for part in _parts(layer, block):
+            if part.first_key >= last_row or part.last_key < first_row:
+                continue
+            file = self.file(layer, part.file)
+            begin, end = _line_range(file, part, first_row, last_row)
+            straight = {name for name, value in out.items() if _lies_the_same(file, part, name, value, columns)}
+            for name in straight:
+                at = part.first_key + begin - first_row
+                file.fill(name, begin, end, out[name][at : at + end - begin])
+            for first in range(begin, end, _BLOCK_ROWS) if len(straight) < len(out) else ():
+                last = min(first + _BLOCK_ROWS, end)
+                key_K = file.rows(KEY, first, last)
+                for name in out.keys() - straight:
+                    _put(out[name], key_K - first_row, _columns(file.rows(name, first, last), columns))
+
     def _pieces_of(
         self, layer: Layer, row_N: Tensor, columns: tuple[int, int], states: Sequence[str]
     ) -> list[tuple[Tensor, dict[str, Tensor]]]:
@@ -150,7 +183,7 @@ class TableReader:
                     continue
                 file = self.file(layer, part.file)
                 line = row_N[inside] - part.first_key
-                if part.last_key - part.first_key != part.num_rows - 1:
+                if not _has_all_keys(part):
                     key_K = file.rows(KEY, 0, part.num_rows)
                     line = torch.searchsorted(key_K, row_N[inside]).clamp_(max=part.num_rows - 1)
                     hit = key_K[line] == row_N[inside]
@@ -162,22 +195,49 @@ class TableReader:
         return [(place, merged_blocks(values, widths)) for place, values, widths in found]
 
     def _rows_of_ids(self, row_N: Tensor, states: Sequence[str]) -> dict[str, Tensor]:
-        live = self.live
         out = self._zeros(int(row_N.shape[0]), self.layers[-1].entry.dim, states)
-        sorted_row, order = torch.sort(live.row_N)
+        sorted_row, order = self._by_row
         at = torch.searchsorted(sorted_row, row_N).clamp_(max=max(int(sorted_row.shape[0]) - 1, 0))
         hit = (sorted_row[at] == row_N).nonzero().squeeze(1)
-        chosen = order[at[hit]]
-        for number, layer in enumerate(self.layers):
-            for index, part in enumerate(layer.entry.parts):
-                mine = ((live.layer_N[chosen] == number) & (live.part_N[chosen] == index)).nonzero().squeeze(1)
-                if not mine.numel():
-                    continue
-                line, by_line = torch.sort(live.line_N[chosen[mine]])
-                file = self.file(layer, part.file)
-                for name in (WEIGHT, *states):
-                    out[name].index_copy_(0, hit[mine[by_line]], file.take(name, line))
+        for file, mine, line in self._lines(order[at[hit]]):
+            for name, value in out.items():
+                value.index_copy_(0, hit[mine], file.take(name, line))
         return out
+
+    def _fill_of_ids(self, out: Mapping[str, Tensor], first_row: int) -> None:
+        """File after file, each from its beginning to its end."""
+        for value in out.values():
+            value.zero_()
+        sorted_row, order = self._by_row
+        bounds = torch.tensor([first_row, first_row + int(out[WEIGHT].shape[0])])
+        begin, end = torch.searchsorted(sorted_row, bounds).tolist()
+        for file, mine, line in self._lines(order[begin:end]):
+            row = sorted_row[begin:end][mine] - first_row
+            for name, value in out.items():
+                for at in range(0, len(line), _BLOCK_ROWS):
+                    lines = slice(at, at + _BLOCK_ROWS)
+                    _put(value, row[lines], file.take(name, line[lines]))
+
+    @cached_property
+    def _by_row(self) -> tuple[Tensor, Tensor]:
+        """The live keys' rows ascending, and their places among the live keys."""
+        row, order = torch.sort(self.live.row_N)
+        return row, order
+
+    def _lines(self, chosen_M: Tensor) -> Iterator[tuple[TensorFile, Tensor, Tensor]]:
+        """Some live keys by the file they are in: the file, which of them, and their lines there, ascending."""
+        if not chosen_M.numel():
+            return
+        live = self.live
+        line, by_line = torch.sort(live.line_N[chosen_M])
+        in_order = chosen_M[by_line]
+        place, by_place = torch.sort((live.layer_N[in_order].long() << 32) | live.part_N[in_order], stable=True)
+        places, counts = torch.unique_consecutive(place, return_counts=True)
+        pieces = torch.split(by_place, counts.tolist())
+        for found, piece in zip(places.tolist(), pieces, strict=True):
+            layer = self.layers[found >> 32]
+            file = self.file(layer, layer.entry.parts[found & 0xFFFF_FFFF].file)
+            yield file, by_line[piece], line[piece]
 
     def _keys_of(self, number: int) -> list[dict[str, Tensor]]:
         """What a run says of its keys, and the keys that were gone by then."""
@@ -242,7 +302,7 @@ def _parts(layer: Layer, block: tuple[int, int]) -> list[Part]:
 
 def _line_range(file: TensorFile, part: Part, first: int, last: int) -> tuple[int, int]:
     """The lines of a part with keys from `first` to before `last`."""
-    if part.last_key - part.first_key == part.num_rows - 1:  # all keys between
+    if _has_all_keys(part):
         return max(first - part.first_key, 0), min(last - part.first_key, part.num_rows)
     key_K = file.rows(KEY, 0, part.num_rows)
     begin, end = torch.searchsorted(key_K, torch.tensor([first, last])).tolist()
@@ -253,6 +313,28 @@ def _piece(file: TensorFile, begin: int, end: int, columns: slice, states: Seque
     return {KEY: file.rows(KEY, begin, end)} | {
         name: _columns(file.rows(name, begin, end), columns) for name in (WEIGHT, *states)
     }
+
+
+def _has_all_keys(part: Part) -> bool:
+    """From its first to its last: then a key tells its line."""
+    return part.last_key - part.first_key == part.num_rows - 1
+
+
+def _lies_the_same(file: TensorFile, part: Part, name: str, out: Tensor, columns: slice) -> bool:
+    """Whether rows of the file are the bytes that belong into `out`."""
+    shape = file.shapes[name]
+    whole = len(shape) == 1 or (columns.start, columns.stop) == (0, shape[1])
+    same = out.device.type == "cpu" and out.is_contiguous() and out.dtype == file.dtypes[name]
+    return _has_all_keys(part) and whole and same
+
+
+def _states(out: Mapping[str, Tensor]) -> tuple[str, ...]:
+    return tuple(name for name in out if name != WEIGHT)
+
+
+def _put(out: Tensor, row_K: Tensor, value: Tensor) -> None:
+    """Rows into a tensor on any device."""
+    out.index_copy_(0, row_K.to(out.device), value.to(out).view(-1, *out.shape[1:]))
 
 
 def _columns(value: Tensor, columns: slice) -> Tensor:

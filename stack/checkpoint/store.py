@@ -27,6 +27,12 @@ class Store(Protocol):
         Raises: `FileNotFoundError`.
         """
 
+    def read_into(self, name: str, into: memoryview, *, first: int) -> int:
+        """Fills memory with bytes from `first` on; gives how many there were: fewer where the file ends before.
+
+        Raises: `FileNotFoundError`.
+        """
+
     def map(self, name: str) -> memoryview | None:
         """The file mapped into memory; None where there are no local files.
 

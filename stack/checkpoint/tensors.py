@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, TypeVar
 
 import msgspec
 import torch
@@ -46,6 +47,7 @@ _MAX_DIMS = 8
 _MAX_BYTES = 2**62
 _MAX_TOLD = 60
 
+T = TypeVar("T")
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_BYTES)]
 
 
@@ -100,6 +102,24 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor[first : first + num_rows].cpu().contiguous()
 
 
+def side_by_side(tasks: Sequence[Callable[[], T]], *, num_threads: int) -> list[T]:
+    """What each task gives, done a few at once. Once one has failed no more are begun; the failure is raised."""
+    failed = threading.Event()
+
+    def run(task: Callable[[], T]) -> T | None:
+        if failed.is_set():
+            return None  # never seen: the failure of an earlier task is raised
+        try:
+            return task()
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        futures = [pool.submit(run, task) for task in tasks]
+    return [future.result() for future in futures]  # type: ignore[misc]
+
+
 class TensorFile:
     """A safetensors file in a store. Opening reads and checks its header; numbers are read when asked for.
 
@@ -122,6 +142,18 @@ class TensorFile:
         assert 0 <= first <= last <= self.shapes[tensor][0]
         value = self._read(tensor, first, last)
         return value if columns is None else value[:, columns]
+
+    def fill(self, tensor: str, first: int, last: int, out: Tensor) -> None:
+        """Copies rows `first ... last - 1` into `out`, of the same type and as many numbers: without a mapping, whose
+        pages would be faulted in one by one."""
+        assert 0 <= first <= last <= self.shapes[tensor][0]
+        assert (out.dtype, out.numel()) == (self.dtypes[tensor], (last - first) * math.prod(self.shapes[tensor][1:]))
+        assert out.device.type == "cpu"
+        assert out.is_contiguous()
+        if out.numel():
+            row_bytes = out.nbytes // (last - first)
+            start = self._first_byte + self._offsets[tensor] + first * row_bytes
+            self._fetch(out.detach().reshape(-1).view(torch.uint8).numpy().data, start)
 
     def take(self, tensor: str, index_N: Tensor) -> Tensor:
         """The rows at ascending positions, copied."""
@@ -170,10 +202,9 @@ class TensorFile:
 
         def piece(first: int) -> None:
             size = min(_FETCH_BYTES, len(into) - first)
-            data = self._bytes(start + first, size)
-            if len(data) != size:
-                raise self._damaged(f"it ends at byte {start + first + len(data)}, its header says more")
-            into[first : first + size] = data
+            num_bytes = self._store.read_into(self._name, into[first : first + size], first=start + first)
+            if num_bytes != size:
+                raise self._damaged(f"it ends at byte {start + first + num_bytes}, its header says more")
 
         firsts = range(0, len(into), _FETCH_BYTES)
         if len(firsts) == 1:
