@@ -92,7 +92,7 @@ def _gathered(own: Predictions) -> Predictions:
     names = sorted(own.rows.labels)
     user_E = _gather(np.asarray(own.rows.user_E, dtype=np.int64)[:, None])[:, 0]
     label_EL = _gather(np.stack([own.rows.labels[name].astype(np.float64) for name in names], axis=1))
-    score = _gather(own.score.reshape(len(own.score), -1).astype(np.float64))
+    score = _gather((own.score if own.score.ndim == 2 else own.score[:, None]).astype(np.float64))
     rows = Rows(
         group=own.rows.group,
         user_E=user_E,

@@ -204,3 +204,23 @@ def test_a_file_with_other_timelines_than_its_manifest_says_is_refused(tmp_path:
     pq.write_table(pq.read_table(file).slice(1), file)
     with pytest.raises(DataError, match=r"hold \d+ timelines in the buckets of rank 0, their manifests say \d+"):
         list(Loader(dataset, days=dataset.days(), global_batch_size=8))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_of_a_day_in_shares_each_epoch_takes_its_share_drawn_anew(dataset: Dataset, world_size: int) -> None:
+    first, last = dataset.days()[0], dataset.days()[-1]
+    taken: dict[int, Counter[tuple[int, int]]] = {0: Counter(), 1: Counter()}
+    for rank in range(world_size):
+        loader = Loader(
+            dataset, days=[last, first], days_per_block=2, shares={first: 0.4}, num_epochs=2, global_batch_size=5,
+            rank=rank, world_size=world_size, num_prefetch=0,
+        )  # fmt: skip
+        while loader.cursor.epoch < 2:
+            epoch = loader.cursor.epoch
+            taken[epoch].update(keys(next(iter(loader))))
+    whole, shared = all_timelines(dataset, (last,)), all_timelines(dataset, (first,))
+    for found in taken.values():
+        assert set(found.values()) == {1}
+        assert whole <= found <= whole + shared
+        assert (found - whole).total() == sum(-(-size * 4 // 10) for size in dataset.num_timelines(first))
+    assert taken[0] != taken[1]
