@@ -150,13 +150,21 @@ class ChainWriter:
         )
         self._after = after or _nothing
         self._job: _Job | None = None
+        self._last: VersionManifest | None = None
+        self._failed = False
 
     def save(self, state: State, facts: Facts) -> None:
         """Takes a version, and writes it beside what comes next; `wait` tells whether it is out.
 
-        Raises: `CheckpointError` where the version before could not be written.
+        Raises: `CheckpointError` where this version, or one before, could not be written: the rows that changed until
+        then are in no version, so nothing can be built on it.
         """
         self.wait()
+        if self._failed:
+            raise CheckpointError(
+                f"{self._chain.store.url}: an earlier version was not written, and what changed until then is lost to "
+                "this process: begin again from the newest version"
+            )
         lease = Lease(data=uuid.uuid4().hex, seconds=self._options.lease_seconds)
         failure = self._begin(lease)
         folder = data_folder(self._crew.from_first(str(lease.data).encode()).decode())
@@ -188,10 +196,11 @@ class ChainWriter:
         """
         job, self._job = self._job, None
         if job is None:
-            return None
+            return self._last
         self._join(job)
         (num_failed,) = self._crew.totals([float(job.failure is not None)])
         if num_failed:
+            self._failed = True
             raise CheckpointError(
                 f"{self._chain.store.url}: the version of step {job.facts.step} was not written: "
                 f"{job.failure or 'another process could not write'}; older versions are as they were"
@@ -199,6 +208,7 @@ class ChainWriter:
         if job.published is not None:
             self._parent = self._newest = job.published.link
             self._number += 1
+        self._last = job.published
         return job.published
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Disturbs saving, compacting and pruning at every call to the system that changes something; counts what comes out.
 
-    python -m tests.checkpoint.count_faults [--quick] [--injector strace|python] [--action NAME] [--json]
+    python -m tests.checkpoint.count_faults [--quick] [--injector strace|python] [--action NAME] [--fault NAME] [--json]
 
 `strace` has the kernel do it, from outside. `python` needs no tool: it wraps the functions of `os`, and knows a fault
 more: a call that was done, and whose answer was lost. Each fault hits a child of this process, which has everything
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -270,8 +270,8 @@ def _asking(name: str, function: Callable[..., Any], choose: Callable[..., Calla
     return lambda *arguments, **options: choose(name, function, *arguments, **options)(*arguments, **options)
 
 
-def count(folder: Path, action: str, *, injector: str, quick: bool) -> list[Row]:
-    """Every fault at every call (`quick`: at the first, one in the middle, the last) of an action."""
+def count(folder: Path, action: str, *, injector: str, faults: Sequence[str], quick: bool) -> list[Row]:
+    """Faults at every call (`quick`: at the first, one in the middle, the last) of an action."""
     subject = Subject(folder, action)
     tool = Strace(folder) if injector == "strace" else Wrapping()
 
@@ -283,7 +283,7 @@ def count(folder: Path, action: str, *, injector: str, quick: bool) -> list[Row]
     rows = []
     for call, num_calls in counts.items():
         points = sorted({1, (num_calls + 1) // 2, num_calls}) if quick else range(1, num_calls + 1)
-        for fault in FAULTS[injector]:
+        for fault in faults:
             row = Row(action=action, call=call, fault=fault, points=len(points))
             rows.append(row)
             for number in points:
@@ -327,6 +327,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--injector", choices=sorted(FAULTS), default="strace")
     parser.add_argument("--action", choices=sorted(ACTIONS), action="append")
+    parser.add_argument("--fault", choices=FAULTS["python"], action="append")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -334,7 +335,8 @@ def main() -> int:
     begin, rows = time.monotonic(), []
     for action in asked.action or ACTIONS:
         with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-            rows += count(Path(folder), action, injector=asked.injector, quick=asked.quick)
+            faults = asked.fault or FAULTS[asked.injector]
+            rows += count(Path(folder), action, injector=asked.injector, faults=faults, quick=asked.quick)
     wrong = [line for row in rows for line in row.wrong]
     if asked.json:
         print(json.dumps([asdict(row) for row in rows]))  # noqa: T201

@@ -53,12 +53,13 @@ def _strace() -> None:
 @pytest.mark.slow
 def test_the_kernel_disturbs_every_kind_of_call(tmp_path: Path) -> None:
     _strace()
-    _count(tmp_path, "--quick", "--injector", "strace")
+    _count(tmp_path, "--quick", "--injector", "strace", "--fault", "kill", "--fault", "EIO")
 
 
 @pytest.mark.slow
 def test_functions_of_the_system_fail_or_kill_or_lose_their_answer(tmp_path: Path) -> None:
-    _count(tmp_path, "--quick", "--injector", "python")
+    faults = ("ENOSPC", "lost") if shutil.which("strace") else ("kill", "ENOSPC", "EIO", "lost")
+    _count(tmp_path, "--quick", "--injector", "python", *(word for one in faults for word in ("--fault", one)))
 
 
 @pytest.mark.long
