@@ -12,6 +12,7 @@
     python -m tools.bench drift
     python -m tools.bench quality experiment=demo tasks=ctr tasks.ctr.dense_features=false run.name=ids
     python -m tools.bench billion --picture billion.png
+    python -m tools.bench checkpoint --folder runs --large
 
 `loading`, `training`, `encoding`, `dedup`, `pipeline` and `quality` need a prepared dataset. On an idle machine:
 `conditions.load_average` in the JSON tells how idle.
@@ -90,6 +91,12 @@ def _measure(arguments: argparse.Namespace) -> list[harness.Figure]:
         if arguments.picture is not None:
             billion.picture(figures, arguments.picture)
         return figures
+    if arguments.bench == "checkpoint":
+        from tools.bench import checkpoint
+
+        return checkpoint.measure(
+            num_rounds=arguments.rounds, rows=arguments.rows, large=arguments.large, folder=arguments.folder
+        )
     if arguments.bench == "pipeline":
         from tools.bench import pipeline
 
@@ -148,6 +155,12 @@ def _parser() -> argparse.ArgumentParser:
     pipeline.add_argument("--steps", type=int, default=24, help="of each round")
     pipeline.add_argument("--rounds", type=int, default=5)
     pipeline.add_argument("--out", type=Path, help="JSON file")
+    checkpoint = benches.add_parser("checkpoint", help="saves, restores and compaction beside the disk's own speed")
+    checkpoint.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure; needs twice the table")
+    checkpoint.add_argument("--rows", type=int, default=10_000_000, help="of 32 columns in fp32")
+    checkpoint.add_argument("--large", action="store_true", help="also 1e8 rows in fp16 (8 GiB of memory, 20 of disk)")
+    checkpoint.add_argument("--rounds", type=int, default=3)
+    checkpoint.add_argument("--out", type=Path, help="JSON file")
     _add_benches_of_ids(benches)
     once = benches.add_parser("once", help="one pass in this process (what `encoding` measures the memory of)")
     once.add_argument("variant")
