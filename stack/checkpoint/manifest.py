@@ -22,8 +22,10 @@ mistaken.
 
 A key is the row where ids are direct or hashed, and the id where they are managed; then `row`, `count` and `last` of
 the map come with it (`stack.ids.managed`), and `UNKNOWN_KEY` stands for row 0. Which rank wrote a part, and how many
-there were, means nothing to a reader. Parts may be blocks of columns (column-wise, grid); then row-wise optimizer
-state, one number for each row of a block, is kept for each block. Nothing is pickled.
+there were, means nothing to a reader. Where keys come from a vocabulary, `raw` has the id of each as its 64-bit key
+(`stack.data.keys`): a run tells whose rows it holds without the data that they were learnt from. Parts may be blocks of
+columns (column-wise, grid); then row-wise optimizer state, one number for each row of a block, is kept for each block.
+Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ DENSE = "dense.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 LOOP = "loop.json"
 
-KEY, WEIGHT, ROW, COUNT, LAST, GONE = "key", "weight", "row", "count", "last", "gone"
+KEY, WEIGHT, ROW, COUNT, LAST, GONE, RAW = "key", "weight", "row", "count", "last", "gone", "raw"
 
 
 class LoopState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from stack.checkpoint.chain import Layer
-from stack.checkpoint.manifest import COUNT, GONE, KEY, LAST, ROW, WEIGHT, KeyKind, Part, TableShape
+from stack.checkpoint.manifest import COUNT, GONE, KEY, LAST, RAW, ROW, WEIGHT, KeyKind, Part, TableShape
 from stack.checkpoint.rows import TableReader
 from stack.checkpoint.store import Store
 from stack.checkpoint.tensors import TensorFile
@@ -77,10 +77,12 @@ def merge(
     these blocks reads, which others read rounded (`merged_blocks`).
     """
     states = layers[-1].entry.shape.state if with_state else ()
+    others = (RAW,) if _all_have_raw(store, layers) else ()
     merged = []
     for number, group in enumerate(_groups(store, layers, states=states, one_run=one_run)):
         entry = group[-1].entry
-        source = _Source(store=store, table=table, layers=group, states=states, part_bytes=part_bytes)
+        names = (*states, *others)
+        source = _Source(store=store, table=table, layers=group, states=names, part_bytes=part_bytes)
         by_rows = entry.keys is KeyKind.row and number == 0
         merged.append(
             Merged(
@@ -91,6 +93,12 @@ def merge(
             )
         )
     return merged
+
+
+def _all_have_raw(store: Store, layers: Sequence[Layer]) -> bool:
+    """Whether the runs tell which id of a vocabulary each key is."""
+    files = [f"{layer.folder}/{layer.entry.parts[0].file}" for layer in layers if layer.entry.parts]
+    return all(RAW in TensorFile(store, name).shapes for name in files)
 
 
 def _groups(store: Store, layers: Sequence[Layer], *, states: Sequence[str], one_run: bool) -> list[list[Layer]]:

@@ -264,8 +264,11 @@ def merged_blocks(blocks: Sequence[dict[str, Tensor]], widths: Sequence[int]) ->
     if len(blocks) == 1:
         return dict(blocks[0])
     share = [width / sum(widths) for width in widths]
+    same = {key for key, value in blocks[0].items() if not value.is_floating_point()}  # of a row, whatever its columns
     return {
-        key: torch.cat([block[key] for block in blocks], dim=1)
+        key: blocks[0][key]
+        if key in same
+        else torch.cat([block[key] for block in blocks], dim=1)
         if blocks[0][key].dim() == 2
         else torch.stack([block[key] * part for block, part in zip(blocks, share, strict=True)]).sum(0)
         for key in blocks[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stack.base.errors import CheckpointError
-from stack.checkpoint.manifest import COUNT, GONE, KEY, LAST, ROW, WEIGHT, KeyKind, LoopState, TableShape
+from stack.checkpoint.manifest import COUNT, GONE, KEY, LAST, RAW, ROW, WEIGHT, KeyKind, LoopState, TableShape
 from stack.data.keys import UNKNOWN_KEY
 from stack.data.schema import PADDING_ROW
 from stack.ids.managed import MapState
@@ -33,7 +33,7 @@ class State:
     `tables`: the names of all tables, the same on every process, also of those whose rows are elsewhere. `changed`: by
     table the rows held here that changed since the parent was saved, ascending; tables that are not in it are written
     whole. `maps`: the managed ids of this process, and `gone` the keys that lost their rows since the parent; tables
-    that are in `maps` alone are written whole.
+    that are in `maps` alone are written whole. `raw`: of tables with a vocabulary, the 64-bit keys of any of its rows.
     """
 
     tables: tuple[str, ...]
@@ -44,6 +44,7 @@ class State:
     changed: Mapping[str, Tensor] = field(default_factory=dict)
     maps: Mapping[str, MapState] = field(default_factory=dict)
     gone: Mapping[str, Tensor] = field(default_factory=dict)
+    raw: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,8 @@ def _run(shard: TableShard, state: State, *, whole: bool, old: TableShape | None
     else:
         assert old is not None, "only what is in the parent has a delta"
         tensors = _keyed_by_row(shard, _rows_of_delta(shard, state.changed[shard.name].cpu(), old))
+    if shard.name in state.raw:
+        tensors[RAW] = state.raw[shard.name](tensors[KEY])
     return Run(
         table=shard.name,
         keys=KeyKind.row if managed is None else KeyKind.id,

@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from stack.base.errors import DataError
 from stack.base.files import sha256_of
+from stack.data.keys import UNKNOWN_KEY, keys_of
 from stack.data.layout import FORMAT_VERSION, DatasetManifest, DayManifest, day_folder
 from stack.data.schema import PADDING_ROW, Schema
 
@@ -137,6 +139,10 @@ class Dataset:
         if not np.array_equal(row_N, np.arange(1, len(row_N) + 1)):
             raise DataError(f"vocabulary {table!r} in {folder} does not have the rows 1 to {len(row_N)} once each")
         return Vocabulary(table=table, raw=parts["raw"].combine_chunks())
+
+    def keys(self, table: str) -> NDArray[np.int64]:
+        """The 64-bit keys (`stack.data.keys`) of a vocabulary's rows; row 0 has `UNKNOWN_KEY`. Raises like `vocabulary`."""
+        return np.concatenate([np.array([UNKNOWN_KEY]), keys_of(self.vocabulary(table).raw)])
 
 
 M = TypeVar("M")

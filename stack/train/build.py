@@ -236,6 +236,7 @@ def build_loop(
         lineage=stretch.lineage,
         first_step=start.first_step,
         metrics=stretch.metrics,
+        dataset=dataset,
     )
     return Loop(
         loader=loader,

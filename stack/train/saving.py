@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stack.base.errors import CheckpointError
@@ -20,6 +21,7 @@ from stack.checkpoint.manifest import Context, Lineage, LoopState
 from stack.checkpoint.save import ChainWriter, Facts
 from stack.checkpoint.snapshot import State
 from stack.data.dataset import Dataset
+from stack.ids.config import IdMode
 from stack.tables.shard import dense_module, dense_parameters, dense_tensors, shardings, table_shards
 from stack.tables.touched import TouchedRows
 from stack.telemetry.console import say
@@ -45,6 +47,7 @@ class Saver:
         lineage: Lineage,
         first_step: int,
         metrics: Mapping[str, float | None],
+        dataset: Dataset,
     ) -> None:
         self._writer = writer
         self._model = model
@@ -55,6 +58,7 @@ class Saver:
         self._first_step = first_step
         self._metrics = metrics
         self._shardings = shardings(model)
+        self._raw = raw_keys(model, dataset)
 
     def save(self, moment: Moment) -> None:
         """Takes a version of this moment. Raises `CheckpointError` where the one before could not be written."""
@@ -69,6 +73,7 @@ class Saver:
                 changed={name: rows for name, rows in changed.items() if name not in managed},
                 maps=managed,
                 gone={name: keys for name, keys in gone.items() if maps is not None and maps.tracks_changes(name)},
+                raw=self._raw,
                 dense=dense_tensors(self._model),
                 optimizer=optimizer_state(self._optimizer, dense_parameters(self._model)),
                 loop=LoopState(
@@ -99,6 +104,32 @@ class Saver:
     def close(self) -> None:
         """Lets the last version be written, without the other processes."""
         self._writer.close()
+
+
+class RawKeys:
+    """The 64-bit keys of a vocabulary's rows; read when first asked for, and kept."""
+
+    def __init__(self, dataset: Dataset, table: str) -> None:
+        self._dataset = dataset
+        self._table = table
+
+    def __call__(self, row_K: Tensor) -> Tensor:
+        return self._keys[row_K]
+
+    @cached_property
+    def _keys(self) -> Tensor:
+        return torch.from_numpy(self._dataset.keys(self._table))
+
+
+def raw_keys(model: nn.Module, dataset: Dataset) -> dict[str, RawKeys]:
+    """Those of the tables whose rows, or whose managed keys, are rows of a vocabulary."""
+    maps = id_maps(model)
+    hashed = {name for name, one in (maps.specs if maps else {}).items() if one.mode is IdMode.hashed}
+    return {
+        name: RawKeys(dataset, name)
+        for name in shardings(model)
+        if name not in hashed and dataset.schema.without_vocabulary(name) is None
+    }
 
 
 def crew(*, patience_seconds: float) -> Crew:

@@ -11,9 +11,15 @@ import time
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from stack.base.errors import CheckpointError, ConfigError
+from stack.checkpoint.chain import chain_of
+from stack.checkpoint.compact import compact
+from stack.checkpoint.tensors import TensorFile
+from stack.data.dataset import Dataset
+from stack.data.keys import keys_of
 from stack.train.verb import STOPPED_STATUS, train
 from tests.distributed.launch import ROOT
 from tests.train.worker import Run, losses, setup_of, versions
@@ -77,6 +83,32 @@ def test_a_finished_run_is_left_as_it_is(prepared: Path, tmp_path: Path, capsys:
     assert losses(run.folder) == before
     assert len(before) == 2
     assert "going on after step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("managed_rows", [0, 60])
+def test_runs_tell_which_id_of_the_vocabulary_each_row_is_of_also_compacted(
+    prepared: Path, tmp_path: Path, managed_rows: int
+) -> None:
+    run = Run(
+        dataset=str(prepared), runs=str(tmp_path), name="r", managed_rows=managed_rows, train={"max_steps": 9},
+        checkpoint={"whole_share": 1.0},
+    )  # fmt: skip
+    train(setup_of(run))
+    chain = chain_of(run.folder / "checkpoints")
+    head = chain.find(None)
+    dataset = Dataset(prepared)
+    compacted = compact(chain, head, part_mib=1)
+    runs = [(one.data, entry.parts) for one in (chain.manifest(1), head) for entry in (one.tables["item"],)]
+    assert compacted is not None
+    runs += [(compacted.data, entry.parts) for entry in compacted.tables["item"]]
+    num_rows = 0
+    for data, parts in runs:
+        for part in parts:
+            found = TensorFile(chain.store, f"data/{data}/{part.file}").all()
+            np.testing.assert_array_equal(found["raw"], dataset.keys("item")[found["key"]])
+            num_rows += part.num_rows
+    assert num_rows > 100
+    assert dataset.keys("item")[:3].tolist() == [0, *keys_of(dataset.vocabulary("item").raw[:2])]
 
 
 def test_resuming_with_other_options_is_refused_by_the_option_s_name(prepared: Path, tmp_path: Path) -> None:
