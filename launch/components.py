@@ -16,8 +16,6 @@ from typing import Any, List, Optional  # torchx knows lists by these names
 
 from torchx import specs
 
-from stack.verbs import OF_THE_RUN
-
 _INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 """The capability that torchx's schedulers read as a kind of machine."""
 
@@ -27,7 +25,7 @@ _OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 def _app(
     verb: str,
-    steps: Sequence[str],
+    step: str,
     *,
     name: str = "",
     cpu: int = 1,
@@ -40,9 +38,9 @@ def _app(
     retries: int = 0,
     python: str = "python",
 ) -> specs.AppDef:
-    """A job of one role that runs shell: each step is what follows the interpreter, and may have macros of torchx.
+    """A job of one role that runs shell: `step` is what follows the interpreter, and may have macros of torchx.
 
-    A single step replaces the shell, so that signals reach it. Errors go where results go: one stream, in order.
+    It replaces the shell, so that signals reach it. Errors go where results go: one stream, in order.
 
     Args:
         name: of the job; empty is stack-<verb>
@@ -56,8 +54,7 @@ def _app(
         retries: of the whole job, by the scheduler
         python: interpreter on the hosts or in the image
     """
-    commands = [f"{_quoted([python])} {step} 2>&1" for step in steps]
-    line = f"exec {commands[0]}" if len(commands) == 1 else _in_order(commands)
+    line = f"exec {_quoted([python])} {step} 2>&1"
     variables = _variables(env)
     listed = [f"{key}={value}" for key, value in variables.items() if "," in value]  # Slurm's --export splits there
     kind = {_INSTANCE_TYPE: instance_type} if instance_type else {}
@@ -74,24 +71,29 @@ def _app(
     return specs.AppDef(name=name or f"stack-{verb}", roles=[role])
 
 
-def _with_arguments_of_app(component: Callable[..., specs.AppDef]) -> Callable[..., specs.AppDef]:
-    """Adds the arguments of `_app` to a component's own; it gets them as `app`.
+def _with_arguments_of(given: Callable[..., specs.AppDef]) -> Callable[..., Callable[..., specs.AppDef]]:
+    """Adds the keyword arguments of `given` to a component's own; it gets them as its `**` argument.
 
-    torchx takes arguments and help from a component's signature and docstring, and refuses `**app` in the first.
+    torchx takes arguments and help from a component's signature and docstring, and refuses `**` in the first.
     """
-    own = inspect.signature(component)
-    given = inspect.signature(_app).parameters.values()
-    arguments = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
-    arguments += [one for one in given if one.kind is one.KEYWORD_ONLY]
-    component.__signature__ = own.replace(parameters=arguments)
-    _, _, texts = (inspect.getdoc(_app) or "").partition("Args:\n")
-    component.__doc__ = f"{(inspect.getdoc(component) or '').rstrip()}\n{texts}"
-    return component
+
+    def added(component: Callable[..., specs.AppDef]) -> Callable[..., specs.AppDef]:
+        own = inspect.signature(component)
+        arguments = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        arguments += [one for one in inspect.signature(given).parameters.values() if one.kind is one.KEYWORD_ONLY]
+        component.__signature__ = own.replace(parameters=arguments)
+        _, _, texts = (inspect.getdoc(given) or "").partition("Args:\n")
+        component.__doc__ = f"{(inspect.getdoc(component) or '').rstrip()}\n{texts}"
+        return component
+
+    return added
 
 
-@_with_arguments_of_app
-def train(
-    *options: str,
+@_with_arguments_of(_app)
+def _together(
+    verb: str,
+    options: Sequence[str],
+    *,
     hosts: int = 1,
     min_hosts: int = 0,
     processes: int = 1,
@@ -103,10 +105,9 @@ def train(
     shutdown_seconds: int = 300,
     **app: Any,
 ) -> specs.AppDef:
-    """Timelines -> a model with checkpoints, on all processes of all hosts, restarted from the last checkpoint.
+    """A verb on all processes of all hosts.
 
     Args:
-        options: options of `stack train`
         hosts: machines
         min_hosts: go on with so many while others are missing; 0 waits for all
         processes: of each host, one for each GPU or share of its cores
@@ -122,7 +123,7 @@ def train(
         raise ValueError(f"min_hosts={min_hosts} must be from 0 to hosts={hosts}")
     nodes = f"{min_hosts}:{hosts}" if min_hosts else f"{hosts}"
     if rendezvous:
-        name = app["name"] or "stack-train"
+        name = app["name"] or f"stack-{verb}"
         meet = [_quoted([f"--rdzv-id={name}", f"--rdzv-endpoint={rendezvous}"]), *_keeps_store(rendezvous, local_addr)]
         host = _quoted([local_addr]) if local_addr else "$$HOSTNAME"
     else:
@@ -130,11 +131,11 @@ def train(
         meet = [f"--rdzv-id={specs.macros.app_id}", f"--rdzv-endpoint={first}"]
         host = specs.macros.replica_id
     agent = _agent(
-        options, nodes=nodes, meet=meet, processes=processes, max_restarts=max_restarts, local_addr=local_addr,
+        verb, options, nodes=nodes, meet=meet, processes=processes, max_restarts=max_restarts, local_addr=local_addr,
         logs=_logs(log_dir, host), shutdown_seconds=shutdown_seconds,
     )  # fmt: skip
     app["env"] = _agent_environment(app["env"], local_addr)
-    job = _app("train", [agent], **app)
+    job = _app(verb, agent, **app)
     (role,) = job.roles
     role.num_replicas = 1 if rendezvous else hosts
     role.min_replicas = min_hosts or None
@@ -142,68 +143,57 @@ def train(
     return job
 
 
-@_with_arguments_of_app
-def daily(
-    *options: str,
-    processes: int = 1,
-    max_restarts: int = 3,
-    local_addr: str = "",
-    log_dir: str = "",
-    shutdown_seconds: int = 300,
-    **app: Any,
-) -> specs.AppDef:
-    """A day: ingest, train, evaluate, export on one host, stopping at the first that fails.
+@_with_arguments_of(_together)
+def train(*options: str, **together: Any) -> specs.AppDef:
+    """Timelines -> a model with checkpoints, on all processes of all hosts, restarted from the last checkpoint.
 
     Args:
-        options: options of all four verbs; evaluate and export are spared those that they take from the run
-        processes: of training
-        max_restarts: of training's processes after one failed
-        local_addr: this host's address
-        log_dir: folder for what each process of training writes
-        shutdown_seconds: between SIGTERM and SIGKILL
+        options: options of `stack train`
     """
-    _positive(processes=processes)
-    agent = _agent(
-        options, nodes="1", meet=[f"--rdzv-id={specs.macros.app_id}", "--rdzv-endpoint=localhost:0"],
-        processes=processes, max_restarts=max_restarts, local_addr=local_addr,
-        logs=_logs(log_dir, specs.macros.replica_id), shutdown_seconds=shutdown_seconds,
-    )  # fmt: skip
-    later = [option for option in options if _group(option) not in OF_THE_RUN]
-    app["env"] = _agent_environment(app["env"], local_addr)
-    return _app("daily", [_verb("ingest", options), agent, _verb("evaluate", later), _verb("export", later)], **app)
+    return _together("train", options, **together)
 
 
-@_with_arguments_of_app
+@_with_arguments_of(_together)
+def daily(*options: str, **together: Any) -> specs.AppDef:
+    """A day, or several, on top of a trained model, on all processes of all hosts; the first one ingests.
+
+    Args:
+        options: options of `stack daily`
+    """
+    return _together("daily", options, **together)
+
+
+@_with_arguments_of(_app)
 def ingest(*options: str, **app: Any) -> specs.AppDef:
     """A log -> timelines by day, in one process.
 
     Args:
         options: options of `stack ingest`
     """
-    return _app("ingest", [_verb("ingest", options)], **app)
+    return _app("ingest", _verb("ingest", options), **app)
 
 
-@_with_arguments_of_app
+@_with_arguments_of(_app)
 def evaluate(*options: str, **app: Any) -> specs.AppDef:
     """A model on days it has not seen, beside baselines, in one process.
 
     Args:
         options: options of `stack evaluate`
     """
-    return _app("evaluate", [_verb("evaluate", options)], **app)
+    return _app("evaluate", _verb("evaluate", options), **app)
 
 
-@_with_arguments_of_app
+@_with_arguments_of(_app)
 def export(*options: str, **app: Any) -> specs.AppDef:
     """A model -> a package to serve, in one process.
 
     Args:
         options: options of `stack export`
     """
-    return _app("export", [_verb("export", options)], **app)
+    return _app("export", _verb("export", options), **app)
 
 
-@_with_arguments_of_app
+@_with_arguments_of(_app)
 def serve(*options: str, replicas: int = 1, port: int = 8000, **app: Any) -> specs.AppDef:
     """A package -> user vectors and scores over HTTP, in one process for each replica.
 
@@ -213,7 +203,7 @@ def serve(*options: str, replicas: int = 1, port: int = 8000, **app: Any) -> spe
         port: that the options make it listen to
     """
     _positive(replicas=replicas)
-    job = _app("serve", [_verb("serve", options)], **app)
+    job = _app("serve", _verb("serve", options), **app)
     job.roles[0].num_replicas = replicas
     job.roles[0].port_map = {"http": port}
     return job
@@ -224,6 +214,7 @@ def _verb(verb: str, options: Sequence[str]) -> str:
 
 
 def _agent(
+    verb: str,
     options: Sequence[str],
     *,
     nodes: str,
@@ -234,11 +225,11 @@ def _agent(
     logs: Sequence[str],
     shutdown_seconds: int,
 ) -> str:
-    """torchrun with `stack train`. Its stream has each line behind the rank that wrote it."""
+    """torchrun with a verb. Its stream has each line behind the rank that wrote it."""
     words = ["-m torch.distributed.run --rdzv-backend=c10d", f"--nnodes={nodes}", f"--nproc-per-node={processes}"]
     words += [f"--max-restarts={max_restarts}", f"--shutdown-timeout={shutdown_seconds}", "--role= --tee=3", *meet]
     words += [_quoted([f"--local-addr={local_addr}"])] if local_addr else []
-    return " ".join([*words, *logs, _verb("train", options)])
+    return " ".join([*words, *logs, _verb(verb, options)])
 
 
 def _keeps_store(rendezvous: str, local_addr: str) -> list[str]:
@@ -282,22 +273,9 @@ def _variables(env: str) -> dict[str, str]:
     return {key: value for key, _, value in words}
 
 
-def _in_order(steps: Sequence[str]) -> str:
-    """Shell that runs one step after the other up to the first that fails, and hands SIGTERM on to the running one."""
-    waited = " && ".join(f"{{ {step} & pid=$$!; wait_for_it; }}" for step in steps)
-    stop = "trap 'stopped=1; kill -TERM $$pid 2>/dev/null' TERM"
-    late = '[ -z "$$stopped" ] || kill -TERM $$pid 2>/dev/null'  # it came between two steps
-    loop = "while :; do wait $$pid; status=$$?; kill -0 $$pid 2>/dev/null || break; done"
-    return f'{stop}; wait_for_it() {{ {late}; {loop}; [ -z "$$stopped" ] || exit 143; return $$status; }}; {waited}'
-
-
 def _quoted(words: Sequence[str]) -> str:
     """For the shell, and for torchx, which takes `$` for a macro of its own."""
     return shlex.join(words).replace("$", "$$")
-
-
-def _group(option: str) -> str:
-    return option.lstrip("+~").partition("=")[0].partition(".")[0]
 
 
 def _positive(**counts: int) -> None:

@@ -160,6 +160,8 @@ def _launch(words: Sequence[str]) -> None:
     request = read_request(words)
     if request.verb in ("evaluate", "export"):
         _refuse_options_of_the_run(request.verb, request.options)
+    if request.verb == "daily":
+        request = replace(request, options=_daily_words(request.options))
 
     def start(job: Job) -> None:
         place = Place(
@@ -178,10 +180,8 @@ def _num_buckets(job: Job, verb: str) -> int | None:
     """Of the data that a launched verb will train on, where they are seen from here."""
     from stack.data.dataset import Dataset
 
-    if verb == "daily":
-        return job.ingest.num_buckets
     try:
-        return Dataset(Path(job.data.out)).num_buckets if verb == "train" else None
+        return Dataset(Path(job.data.out)).num_buckets if verb in ("train", "daily") else None
     except DataError:  # elsewhere, or not ingested yet
         return None
 

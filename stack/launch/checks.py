@@ -27,6 +27,7 @@ _HEEDED_BY: Mapping[str, Collection[Scheduler]] = {
 """Options that some schedulers do not heed, and those that do."""
 
 _OF_TRAINING = ("min_hosts", "rendezvous")
+_TRAINING = ("train", "daily")
 _LOOPBACK = ("localhost", "127.", "::1")
 
 
@@ -39,8 +40,8 @@ def check_job(verb: str, *, launch: LaunchConfig, cluster: ClusterConfig, place:
             "(launch/Dockerfile makes one)"
         )
     for name in _OF_TRAINING:
-        if getattr(launch, name) and verb != "train":
-            raise ConfigError(f"launch.{name} is for `stack launch train`, not {verb}: leave it out")
+        if getattr(launch, name) and verb not in _TRAINING:
+            raise ConfigError(f"launch.{name} is for `stack launch train` and `daily`, not {verb}: leave it out")
     for name, schedulers in _HEEDED_BY.items():
         if getattr(launch, name) and scheduler not in schedulers:
             raise ConfigError(f"launch.{name} has no effect with launch.scheduler={scheduler.value}: leave it out")
@@ -54,14 +55,9 @@ def check_job(verb: str, *, launch: LaunchConfig, cluster: ClusterConfig, place:
 
 
 def _check_hosts(verb: str, launch: LaunchConfig, cluster: ClusterConfig) -> None:
-    if verb == "daily" and cluster.hosts > 1:
-        raise ConfigError(
-            f"stack launch daily runs on one host, not cluster.hosts={cluster.hosts}: launch ingest, train, evaluate "
-            "and export one after the other, or set cluster.hosts=1"
-        )
     if launch.min_hosts is not None and launch.min_hosts > cluster.hosts:
         raise ConfigError(f"launch.min_hosts={launch.min_hosts} must be at most cluster.hosts={cluster.hosts}")
-    many = cluster.hosts > 1 and verb in ("train", "serve")
+    many = cluster.hosts > 1 and verb in (*_TRAINING, "serve")
     if launch.instance_type and launch.scheduler is Scheduler.aws_batch and not many:
         raise ConfigError(
             "launch.instance_type is heeded by torchx on AWS Batch for jobs of several hosts alone: leave it out, and "
@@ -76,7 +72,7 @@ def _check_hosts(verb: str, launch: LaunchConfig, cluster: ClusterConfig) -> Non
 
 def _check_processes(verb: str, launch: LaunchConfig, cluster: ClusterConfig, *, num_buckets: int) -> None:
     """Trainers read whole buckets, equally many each."""
-    hosts = range(launch.min_hosts or cluster.hosts, cluster.hosts + 1) if verb == "train" else [1]
+    hosts = range(launch.min_hosts or cluster.hosts, cluster.hosts + 1)
     sizes = [number * cluster.local_size for number in hosts]
     for size in sizes:
         if num_buckets % size:

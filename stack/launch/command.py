@@ -82,7 +82,6 @@ def _arguments(verb: str, launch: LaunchConfig, cluster: ClusterConfig, place: P
             "shutdown_seconds": launch.shutdown_seconds,
             "local_addr": launch.local_addr or (_LOOPBACK if _all_here(launch) else ""),
         }
-    if verb == "train":
         arguments |= {"hosts": cluster.hosts, "min_hosts": launch.min_hosts or 0}
         arguments |= {"rendezvous": launch.rendezvous, "port": launch.port}
     return {name: value for name, value in arguments.items() if value != ""}

@@ -8,7 +8,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -152,42 +151,15 @@ def test_errors_come_in_the_stream_of_results(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("one\ntwo\nthree\n", "")
 
 
-@pytest.mark.parametrize("failing", ["", "ingest", "train", "evaluate", "export"])
-def test_daily_runs_its_verbs_in_order_and_stops_at_the_first_that_fails(tmp_path: Path, failing: str) -> None:
-    log, fake = tmp_path / "log", tmp_path / "fake"
-    _, request = rendered("daily", "cluster=laptop", *DATA, "train.num_epochs=2", f"launch.python={fake}")
-    fake.write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *"stack {failing or "none"} "*) exit 3;; esac\n')
-    fake.chmod(0o755)
-    done = subprocess.run(request.role_params["daily"][0].args, check=False)
-    verbs = ["ingest", "train", "evaluate", "export"]
-    ran = log.read_text().splitlines()
-    assert done.returncode == (3 if failing else 0)
-    assert len(ran) == (verbs.index(failing) + 1 if failing else 4)
-    assert all(f"-m stack {verb} " in line for verb, line in zip(verbs, ran, strict=False))
-    assert "-m torch.distributed.run" in ran[1] if len(ran) > 1 else True
-    for line in ran[:2]:
-        assert line.endswith(f"cluster=laptop {' '.join(DATA)} train.num_epochs=2")
-    for line in ran[2:]:
-        assert line.endswith("cluster=laptop run.dir=/data/runs run.name=mine")
-
-
-def test_daily_hands_sigterm_to_the_running_verb_and_starts_no_other(tmp_path: Path) -> None:
-    log, fake = tmp_path / "log", tmp_path / "fake"
-    _, request = rendered("daily", "cluster=laptop", f"launch.python={fake}")
-    fake.write_text(f"#!/bin/sh\ntrap 'echo saved >> {log}; exit 0' TERM\necho $3 >> {log}\nsleep 60 & wait\n")
-    fake.chmod(0o755)
-    deadline = time.monotonic() + 50
-    with subprocess.Popen(request.role_params["daily"][0].args) as process:
-        try:
-            while not log.is_file() or not log.read_text().endswith("ingest\n"):
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            process.terminate()
-            assert process.wait(timeout=50) == 143
-        finally:
-            process.kill()
-    assert log.read_text().splitlines() == ["ingest", "saved"]
+def test_daily_is_a_job_of_all_processes_as_training_is() -> None:
+    """`stack launch daily --from ... --to ...` reaches the verb as options of the group `daily`."""
+    words = ["daily.from_day=2024-03-01", "daily.to_day=2024-03-29"]
+    _, request = rendered("daily", *CLUSTER, *DATA, *words)
+    agents = request.role_params["daily"]
+    assert len(agents) == 2
+    line = shlex.split(agents[1].args[2])
+    assert {"--nnodes=2", "--nproc-per-node=4", "--max-restarts=3"} <= set(line)
+    assert line[line.index("stack") :] == ["stack", "daily", *CLUSTER, *DATA, *words, "2>&1"]
 
 
 def test_slurm_gets_a_script_with_resources_of_the_cluster() -> None:
@@ -235,7 +207,7 @@ def test_kubernetes_gets_a_volcano_job_with_the_fields_that_volcano_knows() -> N
     assert "--rdzv-endpoint=${VC_TRAIN_0_HOSTS:=localhost}:29500" in container["command"][2]
 
 
-@pytest.mark.parametrize("verb", ["ingest", "daily", "evaluate", "export", "serve"])
+@pytest.mark.parametrize("verb", ["ingest", "evaluate", "export", "serve"])
 def test_the_other_verbs_are_volcano_jobs_too(verb: str) -> None:
     job = kubernetes_job(verb, "cluster=laptop", *(["serve.host=0.0.0.0"] if verb == "serve" else []))
     jsonschema.validate(job, SCHEMA)

@@ -49,7 +49,7 @@ def _start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             ["ingest", "launch.rendezvous=a:1"],
-            "launch.rendezvous is for `stack launch train`, not ingest: leave it out",
+            "launch.rendezvous is for `stack launch train` and `daily`, not ingest: leave it out",
         ),
         (
             ["train", "launch.rendezvous=node1:70000"],
@@ -67,7 +67,10 @@ def _start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             ["train", "launch=slurm", "launch.min_hosts=1"],
             "launch.min_hosts has no effect with launch.scheduler=slurm: leave it out",
         ),
-        (["daily", "launch.min_hosts=1"], "launch.min_hosts is for `stack launch train`, not daily: leave it out"),
+        (
+            ["ingest", "launch.min_hosts=1"],
+            "launch.min_hosts is for `stack launch train` and `daily`, not ingest: leave",
+        ),
         (
             ["export", "launch=aws_batch", "launch.image=x", "launch.instance_type=p5"],
             "launch.instance_type is heeded by torchx on AWS Batch for jobs of several hosts alone: leave it out",
@@ -92,10 +95,7 @@ def _start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             ["train", "run.dir='a=b'"],
             "run.dir: the run folder a=b/default must have no '=' or ',': torchx splits there",
         ),
-        (
-            ["daily", "cluster.hosts=2"],
-            "stack launch daily runs on one host, not cluster.hosts=2: launch ingest, train,",
-        ),
+        (["daily", "--from", "--to", "2024-03-29"], "--from needs a day: --from 2024-03-29"),
         (["train", "run.sed=1"], "unknown option 'run.sed'; 'run' knows: dir, name, seed"),
         (["train", "--fast"], "unknown flag '--fast': `stack launch --help` shows the flags there are"),
         (["train", "--multirun", "run.seed=1,2"], "stack launch starts one job at a time: leave out --multirun"),
@@ -188,8 +188,8 @@ def test_a_machine_without_the_schedulers_tools_says_what_is_missing(
             "or ingest with ingest.num_buckets=12",
         ),
         (
-            ["daily", "cluster.devices_per_host=3", "ingest.num_buckets=8"],
-            "3 processes (hosts x cluster.devices_per_host=3) do not divide the 8 buckets of the data: take a divisor, "
+            ["daily", "cluster.devices_per_host=3", "day=2024-03-29"],
+            "3 processes (hosts x cluster.devices_per_host=3) do not divide the 4 buckets of the data: take a divisor, "
             "or ingest with ingest.num_buckets=3",
         ),
     ],
@@ -202,6 +202,11 @@ def test_processes_that_the_data_cannot_be_shared_among_are_refused(
     assert capsys.readouterr().err == f"stack: {line}\n"
     with pytest.raises(AssertionError, match="not refused"):
         main(["launch", "train", "cluster.hosts=2", "cluster.devices_per_host=3", f"data.out={tmp_path}/elsewhere"])
+
+
+def test_days_reach_the_job_as_options_of_the_verb() -> None:
+    with pytest.raises(AssertionError, match=r"'daily\.from_day=2024-03-01', 'daily\.to_day=2024-03-29'"):
+        main(["launch", "daily", "--from", "2024-03-01", "--to", "2024-03-29", "--dry-run"])
 
 
 def test_help_without_a_verb_names_the_verbs_and_shows_the_options(capsys: pytest.CaptureFixture[str]) -> None:
