@@ -15,6 +15,7 @@ VERBS = {
     "plan": "whether the tables fit a cluster, where each goes, what a step costs",
     "train": "timelines -> a model with checkpoints; resumes where it was stopped",
     "daily": "the next day, or days to catch up with: judged on, learnt, checked, a version each",
+    "checkpoint": "the versions of a run: list, show, verify, restore, compact, prune, diff",
     "evaluate": "a model on days it has not seen, beside baselines on the same examples",
     "export": "a model -> a package: user half, scorer, rows, schema",
     "serve": "a package -> user vectors and scores over HTTP",
@@ -56,8 +57,10 @@ def _run(words: list[str]) -> int:
         from stack.doctor import doctor
 
         return doctor(options)
-    from stack.verbs import launch
+    from stack.verbs import checkpoint, launch
 
+    if verb == "checkpoint":
+        return checkpoint(options)
     launch(verb, options)
     return 0
 
@@ -76,7 +79,7 @@ def _complete(words: list[str]) -> int:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {verb:<9} {text}" for verb, text in VERBS.items())
+    verbs = "\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())
     return f"""stack <verb> [option=value ...]
 
 {verbs}

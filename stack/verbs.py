@@ -40,6 +40,29 @@ def launch(verb: str, arguments: Sequence[str]) -> None:
     Composer(root=Job, choices=CHOICES, folder=configs_folder()).launch(verb, arguments, ACTIONS.get(verb, _complete))
 
 
+def checkpoint(words: Sequence[str]) -> int:
+    """`stack checkpoint`: options of the configuration select the run, whose own `checkpoint` options count where they
+    are not given anew. Returns the exit status."""
+    from stack.checkpoint.verb import checkpoint as act
+    from stack.checkpoint.verb import split_words
+    from stack.train.run_folder import CHECKPOINTS, CONFIG
+
+    if world().size > 1:
+        raise ConfigError(f"stack checkpoint runs in one process, not {world().size}: start it without torchrun")
+    own, options = split_words(words)
+    if {"-h", "--help"} & set(own):
+        return act(own, where="", options=Job().checkpoint)
+    job = Composer(root=Job, choices=CHOICES, folder=configs_folder()).compose(options)
+    told = job.checkpoint
+    if (job.run.folder / CONFIG).is_file():
+        given = {word.lstrip("+~").partition("=")[0].partition(".")[2] for word in options if "checkpoint." in word}
+        told = replace(
+            from_yaml((job.run.folder / CONFIG).read_text()).checkpoint,
+            **{name: getattr(told, name) for name in given if hasattr(told, name)},
+        )
+    return act(own, where=told.store or job.run.folder / CHECKPOINTS, options=told, run=job.run.folder)
+
+
 def setup_of(job: Job) -> Setup:
     """What the one assembly (`stack.train.build`) is given."""
     from stack.train.build import Setup

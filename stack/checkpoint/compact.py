@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -31,7 +32,7 @@ from stack.checkpoint.manifest import (
     table_entry,
     with_digest,
 )
-from stack.checkpoint.merge import Merged, merge
+from stack.checkpoint.merge import Merged, Piece, merge
 from stack.checkpoint.save import write_file
 from stack.checkpoint.store import Store
 from stack.checkpoint.tensors import write_tensors
@@ -58,9 +59,10 @@ def compact(
         layers = chain.layers(version)
         if found is not None:
             return found
-        with holding(store, Lease(data=data, seconds=lease_seconds)):
+        with holding(store, Lease(data=data, seconds=lease_seconds)) as lease:
             try:
                 written = _write(chain, version, layers, data=data, part_bytes=part_mib << 20, progress=progress)
+                lease.check()
             except BaseException:
                 with suppress(OSError):  # nobody can use it, and the disk may be full; else pruning finds it
                     store.delete_folder(data_folder(data))
@@ -116,14 +118,26 @@ def write_run(
     files: dict[str, FileEntry],
     progress: Callable[[int], None],
 ) -> TableEntry:
-    """Writes a run into a folder, as if process `number` had; adds its files to `files`, and gives its entry."""
+    """Writes a run into a folder, as if process `number` had; adds its files to `files`, and gives its entry.
+
+    A piece is written while the next one is made.
+    """
     parts: list[Part] = []
-    for piece in run.pieces:
-        name = part_name(table, number, len(parts))
+
+    def write(name: str, piece: Piece) -> None:
         with store.create(f"{folder}/{name}") as file:
             files[name] = write_tensors(file, piece.tensors)
-        parts.append(msgspec.structs.replace(piece.part, file=name))
         progress(files[name].num_bytes)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="compact") as pool:
+        writing: Future[None] | None = None
+        for piece in run.pieces:
+            if writing is not None:
+                writing.result()
+            parts.append(msgspec.structs.replace(piece.part, file=part_name(table, number, len(parts))))
+            writing = pool.submit(write, parts[-1].file, piece)
+        if writing is not None:
+            writing.result()
     return table_entry(table, keys=run.keys, whole=run.whole, shapes={"": run.shape}, parts=parts)
 
 

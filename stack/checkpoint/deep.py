@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import msgspec
@@ -17,6 +18,7 @@ from stack.checkpoint.manifest import (
     LAST,
     LOOP,
     OPTIMIZER,
+    RAW,
     ROW,
     WEIGHT,
     BaseManifest,
@@ -82,7 +84,8 @@ def _run(store: Store, folder: str, table: str, entry: TableEntry) -> Iterator[t
         for what in _part(store, f"{folder}/{part.file}", entry, part):
             good = False
             yield f"{folder}/{part.file}", what
-    for block in entry.blocks if good else ():
+    # Rows of a whole run are all there, so none can be there twice.
+    for block in entry.blocks if good and not (entry.whole and entry.keys is KeyKind.row) else ():
         files = [
             TensorFile(store, f"{folder}/{part.file}")
             for part in entry.parts
@@ -103,7 +106,7 @@ def _part(store: Store, name: str, entry: TableEntry, part: Part) -> Iterator[st
         return
     of_ids = (ROW, COUNT, LAST) if entry.keys is KeyKind.id else ()
     wanted = {KEY, WEIGHT, *of_ids, *entry.shape.state}
-    if file.shapes.keys() != wanted:
+    if file.shapes.keys() - {RAW} != wanted:
         yield f"it holds {', '.join(sorted(file.shapes))}, not {', '.join(sorted(wanted))}"
         return
     sizes = {shape[0] if shape else 0 for shape in file.shapes.values()}
@@ -164,7 +167,7 @@ def _not_finite(file: TensorFile, name: str) -> int | None:
     num_rows = file.shapes[name][0] if file.shapes[name] else 1
     for first in range(0, num_rows, _BLOCK_ROWS):
         block = file.rows(name, first, min(first + _BLOCK_ROWS, num_rows)) if file.shapes[name] else file.all()[name]
-        bad = ~torch.isfinite(block.reshape(min(_BLOCK_ROWS, num_rows - first), -1)).all(1)
-        if bool(bad.any()):
+        if not all(math.isfinite(float(bound)) for bound in block.aminmax()):  # NaN is a bound where there is one
+            bad = ~torch.isfinite(block.reshape(min(_BLOCK_ROWS, num_rows - first), -1)).all(1)
             return first + int(bad.nonzero()[0])
     return None
