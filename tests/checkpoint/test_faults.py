@@ -7,11 +7,19 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stack.base.errors import CheckpointError
+from stack.checkpoint.chain import chain_of
+from stack.checkpoint.retain import prune
+from stack.checkpoint.verify import verify
+from tests.checkpoint.chains import DELTAS, Toy, check
+from tests.checkpoint.fault_worker import KEEP
 from tests.distributed.launch import ROOT
 
 NEEDED_CALLS = {
@@ -22,12 +30,12 @@ NEEDED_CALLS = {
 }
 
 
-def _count(folder: Path, *options: str) -> list[dict[str, Any]]:
-    """Rows of `tests.checkpoint.count_faults`; in memory where there is such a file system."""
+def _run(module: str, folder: Path, *options: str) -> list[dict[str, Any]]:
+    """Rows that a program tells; in memory where there is such a file system."""
     memory = Path("/dev/shm")
     place = memory if memory.is_dir() else folder
     done = subprocess.run(
-        [sys.executable, "-m", "tests.checkpoint.count_faults", "--json", "--folder", str(place), *options],
+        [sys.executable, "-m", f"tests.checkpoint.{module}", "--json", "--folder", str(place), *options],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     if "strace cannot be used here" in done.stderr:
@@ -35,6 +43,11 @@ def _count(folder: Path, *options: str) -> list[dict[str, Any]]:
     assert done.stdout.startswith("["), done.stderr
     rows: list[dict[str, Any]] = json.loads(done.stdout)
     assert not [wrong for row in rows for wrong in row["wrong"]]
+    return rows
+
+
+def _count(folder: Path, *options: str) -> list[dict[str, Any]]:
+    rows = _run("count_faults", folder, *options)
     for action, calls in NEEDED_CALLS.items():
         assert calls <= {row["call"] for row in rows if row["action"] == action}, action
     for row in rows:
@@ -70,3 +83,68 @@ def test_every_single_call_can_fail(tmp_path: Path, injector: str) -> None:
         _strace()
     rows = _count(tmp_path, "--injector", injector)
     assert sum(row["points"] for row in rows) > 500
+
+
+def _kill_ranks(folder: Path, *options: str) -> int:
+    rows = _run("kill_ranks", folder, *options)
+    assert {(row["world_size"], row["rank"]) for row in rows} == {(n, rank) for n in (2, 4) for rank in range(n)}
+    assert all(row["old"] + row["new"] == row["points"] for row in rows)
+    assert sum(row["old"] for row in rows) > 5
+    return sum(row["points"] for row in rows)
+
+
+@pytest.mark.slow
+def test_any_of_two_or_four_processes_can_be_killed_while_they_save(tmp_path: Path) -> None:
+    _kill_ranks(tmp_path, "--quick")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_any_of_two_or_four_processes_can_be_killed_at_every_call(tmp_path: Path) -> None:
+    assert _kill_ranks(tmp_path) > 150
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(place)], capture_output=True, text=True
+    )  # fmt: skip
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_full_keeps_what_there_is_and_pruning_makes_room(small_disk: Path) -> None:
+    chain = chain_of(small_disk, for_writing=True)
+    toy = Toy(tables={"item": (700, 8)})
+    whole = replace(DELTAS, max_deltas=0)
+    toys = []
+
+    def days() -> None:
+        for _ in range(9):
+            toy.train()
+            toys.append(toy.copy())
+            toy.save(chain, options=whole)
+
+    with pytest.raises(CheckpointError, match="was not written: .*No space left on device.*older versions are as"):
+        days()
+    assert len(chain.numbers()) == len(toys) - 1 > 2
+    for number in chain.numbers():
+        check(chain, chain.manifest(number), toys[number - 1])
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "rest").write_bytes(b"1" * 300_000)  # not a byte is left
+    with pytest.raises(CheckpointError, match="was not written"):
+        toy.save(chain, options=whole)
+    prune(chain, KEEP)  # marks take no room
+    (small_disk / "rest").unlink()
+    saved = toy.save(chain, options=whole)
+    assert saved.version == len(toys)
+    check(chain, saved, toy)
+    prune(chain, KEEP)
+    assert not verify(chain).findings
