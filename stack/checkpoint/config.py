@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 
 from stack.base.errors import ConfigError
+
+
+class Change(Enum):
+    """A difference between a version and the model that goes on from it."""
+
+    new_table = "new_table"
+    """A table that the version does not have, or with other ids: it begins at its first values."""
+    lost_table = "lost_table"
+    """A table that the model does not have: its rows are left behind."""
+    fewer_rows = "fewer_rows"
+    """A table with fewer rows: those beyond are left behind."""
+    vocabulary = "vocabulary"
+    """Ids have other rows (the log was ingested anew): rows go where their ids are now."""
+    dense = "dense"
+    """Dense tensors with other shapes begin at their first values."""
 
 
 @dataclass(kw_only=True)
@@ -28,6 +44,10 @@ class CheckpointConfig:
     # read every file's digest before restoring from it; false trusts the disk
     fall_back: bool = False
     # where the newest version is damaged, go on from the last good one; false refuses
+    start_from: str | None = None
+    # a run without versions begins with the numbers of another chain's: its folder or address, `@` and a version or day
+    allow: list[Change] = field(default_factory=list)
+    # differences to the version gone on from that are not refused: new_table, lost_table, fewer_rows, vocabulary, dense
     keep_last: int = 2
     # saves in mid-training: how many to keep; what later versions build on stays as well
     keep_days: int | None = None

@@ -15,8 +15,10 @@ from stack.base.errors import CheckpointError
 from stack.checkpoint.chain import Chain, Layer
 from stack.checkpoint.manifest import (
     DENSE,
+    KEY,
     LOOP,
     OPTIMIZER,
+    RAW,
     WEIGHT,
     FileEntry,
     KeyKind,
@@ -162,6 +164,18 @@ class Checkpoint:
         nothing = {name: getattr(live, name)[:0] for name in OF_KEYS}
         rest = join_states([MapState.of_tensors(part | nothing) for part in parts])
         return replace(rest, **{name: getattr(live, name)[known] for name in OF_KEYS})
+
+    def raw_keys(self, table: str) -> Tensor:
+        """By row of a table with a vocabulary, the 64-bit key of its id. Raises `CheckpointError` where it has none."""
+        reader = self.readers[table]
+        keys = torch.zeros(self._table(table).num_rows, dtype=torch.int64)
+        for layer in self.layers[table]:
+            for part in (part for part in layer.entry.parts if part.first_column == 0):
+                file = reader.file(layer, part.file)
+                if RAW not in file.shapes or layer.entry.keys is not KeyKind.row:
+                    raise CheckpointError(f"{self.name} does not tell which ids the rows of table '{table}' are of")
+                keys[file.rows(KEY, 0, part.num_rows)] = file.rows(RAW, 0, part.num_rows)
+        return keys
 
     def dense(self) -> dict[str, Tensor]:
         """Parameters and buffers by name."""

@@ -86,13 +86,15 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a version came about: the verb, the day it learnt where it is one, a digest of all that it was made from, the
-    version whose place it takes, the version that it brings back."""
+    version whose place it takes, the version that it brings back, and the version of another chain that its run began
+    with."""
 
     verb: str
     day: str | None = None
     inputs: str = ""
     supersedes: Link | None = None
     restores: Link | None = None
+    origin: str | None = None
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

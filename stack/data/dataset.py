@@ -141,7 +141,8 @@ class Dataset:
         return Vocabulary(table=table, raw=parts["raw"].combine_chunks())
 
     def keys(self, table: str) -> NDArray[np.int64]:
-        """The 64-bit keys (`stack.data.keys`) of a vocabulary's rows; row 0 has `UNKNOWN_KEY`. Raises like `vocabulary`."""
+        """The 64-bit keys (`stack.data.keys`) of a vocabulary's rows; row 0 has `UNKNOWN_KEY`. Raises what
+        `vocabulary` does."""
         return np.concatenate([np.array([UNKNOWN_KEY]), keys_of(self.vocabulary(table).raw)])
 
 

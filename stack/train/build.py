@@ -46,8 +46,9 @@ from stack.train.loop import Loop
 from stack.train.optim import Decay, OptimConfig, Schedule, build_dense_optimizer, build_schedule
 from stack.train.periodic import Bar, Curves, Line, Periodic, RefusalLimit, Save, StepLog
 from stack.train.ranks import same_on_all_ranks, sum_over_ranks
+from stack.train.restore import restore_model, restore_optimizer
 from stack.train.run_folder import CHECKPOINTS, CURVES, IDS, PLAN, STEPS
-from stack.train.saving import Saver, check_context, context_of, crew, restore_model, restore_optimizer
+from stack.train.saving import Saver, context_of, crew
 from stack.train.step import Stepper
 from stack.train.steps import steps_of
 from stack.train.tally import Tally
@@ -162,7 +163,7 @@ class Stretch:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
 
 
-def full_training(setup: Setup, checkpoint: Checkpoint | None) -> Stretch:
+def full_training(setup: Setup, checkpoint: Checkpoint | None, origin: Checkpoint | None = None) -> Stretch:
     """The stretch of `stack train`: all its days. Raises `CheckpointError` where the run has learnt other days."""
     days = training_days(Dataset(setup.dataset), setup.train)
     saved = () if checkpoint is None else checkpoint.manifest.context.data_days
@@ -176,18 +177,25 @@ def full_training(setup: Setup, checkpoint: Checkpoint | None) -> Stretch:
             f"run {setup.run.folder} has learnt {saved[0]} to {saved[-1]}, and these options ask for {days[0]} to "
             f"{days[-1]}: go on from it with `stack daily`, or choose another run.name"
         )
-    return Stretch(days=days, learnt=days, lineage=Lineage(verb="train"))
+    began = None if origin is None else f"{origin.name} {origin.manifest.digest[:12]}"
+    return Stretch(days=days, learnt=days, lineage=Lineage(verb="train", origin=began))
 
 
 def build_loop(
-    setup: Setup, *, device: torch.device, checkpoint: Checkpoint | None, stretch: Stretch | None = None
+    setup: Setup,
+    *,
+    device: torch.device,
+    checkpoint: Checkpoint | None,
+    origin: Checkpoint | None = None,
+    stretch: Stretch | None = None,
 ) -> Loop:
     """Everything ready to learn from a stretch of days (None: all of `train`), from the beginning or from `checkpoint`.
 
-    Its versions go into the chain of the run, with `checkpoint` as the parent of the first.
+    Its versions go into the chain of the run, with `checkpoint` as the parent of the first. Without one the model
+    begins with the numbers of `origin`, a version of another chain, or with its first values.
     """
     dataset = Dataset(setup.dataset)
-    stretch = stretch or full_training(setup, checkpoint)
+    stretch = stretch or full_training(setup, checkpoint, origin)
     model = build_sharded_model(
         setup, dataset, last_day=stretch.learnt[-1], device=device, plan_path=setup.run.folder / PLAN
     ).train()
@@ -196,16 +204,17 @@ def build_loop(
     optimizer = build_dense_optimizer(parameters, setup.optim)
     start = LoopState(step=0, first_step=0, epoch=0, cursor=Cursor())
     restored = None
+    source = checkpoint or origin
+    if source is not None:
+        restored = restore_model(model, source, dataset=dataset, allow=setup.checkpoint.allow)
+        restore_optimizer(optimizer, parameters, source, anew=restored.anew)
     if checkpoint is not None:
-        check_context(checkpoint, dataset)
-        restored = restore_model(model, checkpoint)
-        restore_optimizer(optimizer, parameters, checkpoint)
         start = checkpoint.loop()
         if not stretch.resumes:
             start = LoopState(step=start.step, first_step=start.step, epoch=0, cursor=Cursor())
     loader = _build_loader(setup, dataset, stretch, start.cursor)
     num_steps = start.first_step + min(loader.num_steps, setup.train.max_steps or loader.num_steps)
-    _announce(setup, dataset, stretch.days, num_timelines=loader.num_timelines, start=start, num_steps=num_steps)
+    _announce(setup, dataset, stretch, num_timelines=loader.num_timelines, start=start, num_steps=num_steps)
     stepper = Stepper(
         model,
         parameters=parameters,
@@ -225,7 +234,7 @@ def build_loop(
             options=setup.checkpoint,
             crew=crew(patience_seconds=setup.train.collective_timeout_seconds),
             parent=None if checkpoint is None else checkpoint.manifest,
-            clocks={} if restored is None else restored.clocks,
+            clocks={} if restored is None or checkpoint is None else restored.clocks,
             rewritten=() if restored is None else restored.rewritten,
             after=Retention(chain, setup.checkpoint),
         ),
@@ -274,15 +283,22 @@ def _build_loader(setup: Setup, dataset: Dataset, stretch: Stretch, cursor: Curs
 
 
 def _announce(
-    setup: Setup, dataset: Dataset, days: Sequence[str], *, num_timelines: int, start: LoopState, num_steps: int
+    setup: Setup, dataset: Dataset, stretch: Stretch, *, num_timelines: int, start: LoopState, num_steps: int
 ) -> None:
     trained, left_out = enabled_tasks(setup.tasks, dataset.schema)
     say(
-        f"training {', '.join(trained)} on {len(days)} days, {days[0]} to {days[-1]}: {num_timelines:,} timelines, "
+        f"training {', '.join(trained)} on {_told(stretch)}: {num_timelines:,} timelines, "
         f"{num_steps - start.first_step:,} steps"
         + (f"; without {', '.join(left_out)}, which the data have no examples for" if left_out else "")
         + (f"; going on after step {start.step:,}" if start.step else "")
     )
+
+
+def _told(stretch: Stretch) -> str:
+    """The days, for people."""
+    whole = [day for day in stretch.days if day not in stretch.shares]
+    days = whole[0] if len(whole) == 1 else f"{len(whole)} days, {whole[0]} to {whole[-1]}"
+    return f"{days}, with some of {len(stretch.shares)} days before" if stretch.shares else days
 
 
 def _periodics(

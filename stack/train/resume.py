@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from stack.base.errors import CheckpointError
-from stack.checkpoint.chain import Chain
+from stack.checkpoint.chain import Chain, chain_of
 from stack.checkpoint.config import CheckpointConfig
 from stack.checkpoint.leases import reading
 from stack.checkpoint.load import Checkpoint, open_version
@@ -53,6 +53,15 @@ def opened(chain: Chain, number: int, *, verify: bool) -> Checkpoint:
             "checkpoint verify` names the last good version, `stack checkpoint restore` goes back to it"
         )
     return checkpoint
+
+
+def origin_of(options: CheckpointConfig) -> Checkpoint | None:
+    """The version that `checkpoint.start_from` names, read through like any other; None where it names none."""
+    if options.start_from is None:
+        return None
+    place, _, version = options.start_from.partition("@")
+    chain = chain_of(place)
+    return opened(chain, chain.find(version or None).version, verify=options.verify)
 
 
 @contextmanager

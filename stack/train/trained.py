@@ -16,8 +16,8 @@ from stack.model import UserModel
 from stack.tables.config import Planner
 from stack.tables.shard import dense_module
 from stack.train.build import Setup, build_sharded_model
+from stack.train.restore import check_vocabularies, restore_model
 from stack.train.run_folder import CONFIG
-from stack.train.saving import check_context, restore_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +59,11 @@ def open_run(setup: Setup, *, version: str | None, device: torch.device) -> Trai
     if setup.checkpoint.verify:
         checkpoint.verify()
     dataset = Dataset(setup.dataset)
-    check_context(checkpoint, dataset)
+    check_vocabularies(checkpoint, dataset)
     alone = replace(setup, tables=replace(setup.tables, planner=Planner.fixed, plan=None))  # its plan was for training
     last_day = checkpoint.manifest.context.data_days[-1]
     model = build_sharded_model(alone, dataset, last_day=last_day, device=device).eval()
-    restore_model(model, checkpoint)
+    restore_model(model, checkpoint, dataset=dataset)
     user_model = dense_module(model)
     assert isinstance(user_model, UserModel)
     return TrainedRun(name=setup.run.name, model=model, user_model=user_model, checkpoint=checkpoint, dataset=dataset)

@@ -13,7 +13,7 @@ from stack.telemetry.console import say
 from stack.train.build import Setup, build_loop
 from stack.train.memory import keep_freed_memory
 from stack.train.ranks import barrier
-from stack.train.resume import held, sound_checkpoint
+from stack.train.resume import held, origin_of, sound_checkpoint
 from stack.train.run_folder import check_start, write_facts
 
 STOPPED_STATUS = 143
@@ -39,6 +39,7 @@ def train(setup: Setup) -> None:
         chain = chain_of(setup.chain_place)
         check_start(folder, chain=chain, composed=setup.composed, resume=setup.train.resume)
         checkpoint = sound_checkpoint(chain, setup.checkpoint)
+        origin = None if checkpoint is not None else origin_of(setup.checkpoint)
         barrier()  # nobody writes before everybody has looked
         if world.first:
             write_facts(
@@ -52,7 +53,7 @@ def train(setup: Setup) -> None:
             chain_of(setup.chain_place, for_writing=True)  # refuses what cannot keep a chain before any work is done
         barrier()
         with held(chain, checkpoint, setup.checkpoint):
-            loop = build_loop(setup, device=device, checkpoint=checkpoint)
+            loop = build_loop(setup, device=device, checkpoint=checkpoint, origin=origin)
         finished = loop.run()
     if not finished:
         say(f"stopped as asked, and saved: the same command goes on from {folder}")

@@ -16,7 +16,7 @@ from stack.ids.managed import MapState
 from stack.tables.shard import table_shards
 from stack.train.build import build_sharded_model
 from stack.train.id_state import id_maps
-from stack.train.saving import restore_model
+from stack.train.restore import restore_model
 from tests.distributed.test_training import last_checkpoint, run_one_and_two
 from tests.prepared import write_prepared
 from tests.train.worker import Run, losses, setup_of
@@ -65,7 +65,7 @@ def test_managed_ids_are_the_same_over_two_processes_and_load_into_one(tmp_path:
     dataset = Dataset(setup.dataset)
     with process_group(device=CPU):
         model = build_sharded_model(setup, dataset, last_day=dataset.days()[-1], device=CPU).eval()
-        restore_model(model, theirs)
+        restore_model(model, theirs, dataset=dataset)
         maps = id_maps(model)
         assert maps is not None
         rows = maps("item", states[1].key_N)

@@ -21,7 +21,7 @@ from stack.ids.managed import MapState
 from stack.tables.shard import table_shards
 from stack.train.build import build_sharded_model
 from stack.train.id_state import id_maps
-from stack.train.saving import restore_model
+from stack.train.restore import restore_model
 from stack.train.trained import open_run
 from stack.train.verb import train
 from tests.train.worker import Run, losses, setup_of, versions
@@ -99,7 +99,7 @@ def test_a_checkpoint_loads_by_key_into_other_numbers_of_rows(whole: Run, rows: 
     with process_group(device=CPU):
         model = build_sharded_model(setup, dataset, last_day=dataset.days()[-1], device=CPU).eval()
         (fresh,) = (shard.weight_ND.clone() for shard in table_shards(model) if shard.name == "item")
-        restore_model(model, checkpoint)
+        restore_model(model, checkpoint, dataset=dataset)
         maps = id_maps(model)
         assert maps is not None
         now = maps("item", state.key_N)
