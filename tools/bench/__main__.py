@@ -11,10 +11,11 @@
     python -m tools.bench ids --out ids.json
     python -m tools.bench drift
     python -m tools.bench quality experiment=demo tasks=ctr tasks.ctr.dense_features=false run.name=ids
+    python -m tools.bench increments experiment=demo run.name=increments --picture increments.png
     python -m tools.bench billion --picture billion.png
     python -m tools.bench checkpoint --folder runs --large
 
-`loading`, `training`, `encoding`, `dedup`, `pipeline` and `quality` need a prepared dataset. On an idle machine:
+`loading`, `training`, `encoding`, `dedup`, `pipeline`, `quality` and `increments` need a prepared dataset. On an idle machine:
 `conditions.load_average` in the JSON tells how idle.
 """
 
@@ -40,7 +41,7 @@ def main() -> None:
         return
     before = harness.conditions()
     settings = {name: str(value) for name, value in vars(arguments).items() if name != "out"}
-    if arguments.bench in ("drift", "quality"):
+    if arguments.bench in ("drift", "quality", "increments"):
         table, outcomes = _study(arguments)
         text = harness.found_json({"outcomes": outcomes}, settings=settings, before=before)
     else:
@@ -53,12 +54,21 @@ def main() -> None:
 
 
 def _study(arguments: argparse.Namespace) -> tuple[Table, Sequence[object]]:
-    """What is learnt with each way to give ids their rows."""
+    """What is learnt with each way to give ids their rows, and with each way to meet a month."""
     if arguments.bench == "drift":
         from tools.bench import drift
 
         losses = drift.study()
         return drift.as_table(losses), losses
+    if arguments.bench == "increments":
+        from tools.bench import increments
+
+        ways = increments.study(
+            increments.Month(overrides=tuple(arguments.overrides), first=arguments.first, last=arguments.last)
+        )
+        if arguments.picture is not None:
+            increments.draw(ways, arguments.picture)
+        return increments.as_table(ways), ways
     from tools.bench import quality
 
     judged = quality.study(arguments.overrides)
@@ -175,7 +185,12 @@ def _add_benches_of_ids(benches: argparse._SubParsersAction[argparse.ArgumentPar
     drift = benches.add_parser("drift", help="log loss of managed, hashed and exact ids as popularity drifts")
     quality = benches.add_parser("quality", help="GAUC of a log's training with items exact, hashed and managed")
     quality.add_argument("overrides", nargs="+", help="options of `stack`, such as experiment=demo")
-    for bench in (drift, quality):
+    increments = benches.add_parser("increments", help="a month of daily increments, of weekly retraining, of neither")
+    increments.add_argument("overrides", nargs="+", help="options of `stack`, such as experiment=demo")
+    increments.add_argument("--first", default="2017-11-01", help="first day of the month")
+    increments.add_argument("--last", default="2017-11-30", help="last day of the month")
+    increments.add_argument("--picture", type=Path, help="PNG file")
+    for bench in (drift, quality, increments):
         bench.add_argument("--out", type=Path, help="JSON file")
     billion = benches.add_parser("billion", help="step time and memory, from a million distinct ids to a billion")
     billion.add_argument(
