@@ -15,8 +15,8 @@
     python -m tools.bench billion --picture billion.png
     python -m tools.bench checkpoint --folder runs --large
 
-`loading`, `training`, `encoding`, `dedup`, `pipeline`, `quality` and `increments` need a prepared dataset. On an idle machine:
-`conditions.load_average` in the JSON tells how idle.
+`loading`, `training`, `encoding`, `dedup`, `pipeline`, `quality` and `increments` need a prepared dataset. On an idle
+machine: `conditions.load_average` in the JSON tells how idle.
 """
 
 from __future__ import annotations
