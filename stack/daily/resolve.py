@@ -55,7 +55,7 @@ def finished(chain: Chain) -> VersionManifest:
     for version in chain.line(head):
         if version.complete:
             return version
-        if version.lineage.verb != VERB:
+        if version.lineage.day is None:
             break
     raise CheckpointError(
         f"the training of version {head.version} in {chain.store.url} has not ended: run `stack train` to its end first"

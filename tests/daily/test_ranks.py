@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from tests.daily.conftest import copy_of
 from tests.daily.days import change_day, empty
-from tests.daily.worker import DAYS, Nights, finished, learn, learn_days, log_of
-from tests.distributed.launch import run_ranks
+from tests.daily.worker import DAYS, Nights, chain, digests, finished, learn, learn_days, log_of
+from tests.distributed.launch import ROOT, TORCHRUN, run_ranks
 from tests.train.worker import Run
 
 
@@ -49,3 +53,23 @@ def test_what_one_process_refuses_all_refuse(trained: Run, tmp_path: Path) -> No
         _on_two(Nights(run=run, first=DAYS[2], last=DAYS[2]))
     learn(Nights(run=run, first=DAYS[2], last=DAYS[3], allow=("gap",)))
     assert finished(run)[-1].context.data_days == (*DAYS[:2], DAYS[3])
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_in_a_day_is_started_again_and_nothing_is_lost(trained: Run, tmp_path: Path) -> None:
+    whole, broken = copy_of(trained, tmp_path / "whole"), copy_of(trained, tmp_path / "broken")
+    _on_two(Nights(run=whole, first=DAYS[2], last=DAYS[3]))
+    asked = msgspec.json.encode(Nights(run=broken, first=DAYS[2], last=DAYS[3])).decode()
+    command = [*TORCHRUN, "--max-restarts=2", "-m", "tests.daily.worker", asked]
+    before, deadline = chain(broken).numbers(), time.monotonic() + 100
+    with (tmp_path / "said").open("w") as said, subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said) as job:
+        try:
+            while chain(broken).numbers() == before and job.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            psutil.Process(job.pid).children()[-1].send_signal(signal.SIGKILL)
+            status = job.wait(100)
+        finally:
+            job.terminate()
+            job.wait(60)
+    assert status == 0, (tmp_path / "said").read_text()
+    assert digests(finished(broken)) == digests(finished(whole))
