@@ -49,7 +49,7 @@ class CheckpointConfig:
     allow: list[Change] = field(default_factory=list)
     # differences to the version gone on from that are not refused: new_table, lost_table, fewer_rows, vocabulary, dense
     keep_last: int = 2
-    # saves in mid-training: how many to keep; what later versions build on stays as well
+    # saves in mid-training: how many of the last training's to keep; what later versions build on stays as well
     keep_days: int | None = None
     # finished trainings: how many to keep; null is all
     keep_weekly: int = 0

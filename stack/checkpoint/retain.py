@@ -142,6 +142,7 @@ class Retention:
 def by_policy(known: Mapping[int, Node], options: CheckpointConfig) -> dict[int, str]:
     """The versions that the options keep, with the reason for each; the newest is always one.
 
+    Saves on the way are those of the last training, whether it has ended or not: older ones are worth nothing any more.
     Finished trainings are counted on the newest version's own line, where each day is once, and among all: a version
     that another took the place of does not go sooner for it. Each seventh is counted from the first of the line: the
     same ones stay, whenever pruning runs.
@@ -150,11 +151,12 @@ def by_policy(known: Mapping[int, Node], options: CheckpointConfig) -> dict[int,
         return {}
     head = max(known)
     kept = {head: "the newest"}
-    on_the_way = sorted((number for number, node in known.items() if not node.complete), reverse=True)
+    finished = sorted((number for number, node in known.items() if node.complete), reverse=True)
+    begun = next((number for number in finished if number != head), 0)
+    on_the_way = [number for number in sorted(known, reverse=True) if number > begun and not known[number].complete]
     for number in on_the_way[: options.keep_last]:
         kept.setdefault(number, f"a save on the way (keep_last={options.keep_last})")
     line = [node.version for node in ancestors(known, head) if node.complete]
-    finished = sorted((number for number, node in known.items() if node.complete), reverse=True)
     days = len(finished) if options.keep_days is None else options.keep_days
     told = "" if options.keep_days is None else f" (keep_days={days})"
     for number in (*finished[:days], *line[:days]):

@@ -178,8 +178,11 @@ def _table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
 
 
 def _figures(row: VersionRow) -> str:
-    told = [f"{escape(name)} {_number(value)}" for name, value in sorted(row.metrics.items())[:2]]
-    return "\n".join(told)
+    """The first loss and the first AUC; `show` has all."""
+    losses = [name for name in sorted(row.metrics) if name.startswith("loss/")][:1]
+    aucs = [name for name in sorted(row.metrics) if name.endswith("/auc")][:1]
+    told = [f"{name} {_number(row.metrics[name])}" for name in losses]
+    return escape(", ".join([*told, *(f"auc {_number(row.metrics[name])}" for name in aucs)]))
 
 
 def _number(value: float | None) -> str:

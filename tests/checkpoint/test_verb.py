@@ -247,8 +247,7 @@ def test_the_policy_of_the_run_counts_where_none_is_given(
     loose = data(capsys, ["prune", "--dry-run", *run, "checkpoint.keep_days=6", "checkpoint.keep_last=6"])
     assert isinstance(strict, dict)
     assert isinstance(loose, dict)
-    assert loose["goes"] == []
-    assert len(strict["goes"]) > 0
+    assert set(loose["goes"]) < set(strict["goes"])
 
 
 def test_words_of_the_configuration_are_told_from_those_of_the_verb() -> None:
