@@ -163,8 +163,8 @@ class VersionManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Everything about a version but its numbers. `created` is UTC, for people: order is that of `version`.
 
     `complete`: the training it belongs to came to its end; otherwise it is a save on the way. `shardings` is how each
-    table was spread, for people. `data` is the folder of its `files`. `digest` is the sha256 of this manifest written
-    with an empty digest.
+    table was spread, for people. `data` is the folder of its `files`. `digest` is the sha256 of the file without
+    it.
     """
 
     format_version: int
@@ -215,6 +215,8 @@ class BaseManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 M = TypeVar("M", VersionManifest, BaseManifest)
 
+_BEFORE_DIGEST, _DIGEST_BYTES = b'"digest": "', 64
+
 
 def manifest_name(version: int) -> str:
     return f"manifests/{version:08d}.json"
@@ -243,11 +245,13 @@ def ids_part_name(table: str, rank: int) -> str:
 
 def encode_manifest(manifest: M) -> bytes:
     """The bytes of the manifest file, with its digest filled in; readable by people."""
-    return msgspec.json.format(msgspec.json.encode(with_digest(manifest)), indent=1) + b"\n"
+    blank = _blank(manifest)
+    at = _place_of_digest(blank)
+    return blank[:at] + _sha256(blank).encode() + blank[at:]
 
 
 def with_digest(manifest: M) -> M:
-    return msgspec.structs.replace(manifest, digest=_digest(manifest))
+    return msgspec.structs.replace(manifest, digest=_sha256(_blank(manifest)))
 
 
 def decode_manifest(data: bytes, kind: type[M], *, name: str) -> M:
@@ -259,12 +263,16 @@ def decode_manifest(data: bytes, kind: type[M], *, name: str) -> M:
                 f"{name} has format version {version}; this code reads version {FORMAT_VERSION}: "
                 "use the code that wrote it"
             )
-        manifest = msgspec.json.decode(data, type=kind)
+        at = _place_of_digest(data)
+        said, blank = data[at : at + _DIGEST_BYTES], data[:at] + data[at + _DIGEST_BYTES :]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{name} is damaged: {error}") from error
-    if manifest.digest != _digest(manifest) or data != encode_manifest(manifest):
+    if said != _sha256(blank).encode():
         raise CheckpointError(f"{name} is damaged: its digest is another")
-    return manifest
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{name} was written by other code ({error}): use the code that wrote it") from error
 
 
 def table_entry(
@@ -318,5 +326,15 @@ class _Version(msgspec.Struct):
     format_version: int
 
 
-def _digest(manifest: M) -> str:
-    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, digest=""))).hexdigest()
+def _blank(manifest: M) -> bytes:
+    """The file without its digest: what the digest is of. The bytes count, so that code with more fields reads it."""
+    return msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, digest="")), indent=1) + b"\n"
+
+
+def _place_of_digest(data: bytes) -> int:
+    """Behind the quote that begins it; it is the last field."""
+    return data.rfind(_BEFORE_DIGEST) + len(_BEFORE_DIGEST)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
