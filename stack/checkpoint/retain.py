@@ -194,10 +194,13 @@ def _prune(chain: Chain, options: CheckpointConfig, *, nodes: Nodes, clock: Call
         store.publish(manifest_name(number), pruned_name(number))
     now = plan_prune(chain, options, nodes=nodes, clock=clock)
     known, compactions = nodes.all(), nodes.compactions()
-    for number in now.compactions:
-        if number in compactions:
-            store.delete(base_name(number))
-            _delete(store, compactions[number].data)
+    dropped = [number for number in now.compactions if number in compactions]
+    for number in dropped:
+        store.delete(base_name(number))
+    if dropped:
+        store.seal("bases")  # after a power cut a name must not be there again without its files
+    for number in dropped:
+        _delete(store, compactions[number].data)
     for data in {known[number].data for number in chain.pruned() if number in known} & now.folders.keys():
         _delete(store, data)
     for data in now.abandoned:

@@ -104,6 +104,27 @@ def test_any_of_two_or_four_processes_can_be_killed_at_every_call(tmp_path: Path
     assert _kill_ranks(tmp_path) > 150
 
 
+def _lose_power(folder: Path, *options: str) -> int:
+    if not Path("/dev/shm").is_dir():
+        pytest.skip("it needs a file system in memory (/dev/shm), which never uses the number of a file again")
+    rows = _run("lose_power", folder, *options)
+    assert {row["action"] for row in rows} == {*NEEDED_CALLS}
+    assert all(row["old"] + row["new"] + row["between"] == row["points"] for row in rows)
+    assert all(row["old"] and row["new"] for row in rows)
+    return sum(row["points"] for row in rows)
+
+
+@pytest.mark.slow
+def test_what_was_not_flushed_can_be_lost_with_the_power(tmp_path: Path) -> None:
+    _lose_power(tmp_path, "--every", "9")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_power_can_go_before_every_call(tmp_path: Path) -> None:
+    assert _lose_power(tmp_path) > 500
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 300 KiB."""
