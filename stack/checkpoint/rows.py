@@ -12,9 +12,20 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from stack.base.errors import CheckpointError
+from stack.checkpoint.blocks import (
+    columns_of,
+    has_all_keys,
+    join,
+    lies_the_same,
+    line_range,
+    merged_blocks,
+    overlaps,
+    parts_of,
+    piece_of,
+    put,
+)
 from stack.checkpoint.chain import Layer
-from stack.checkpoint.manifest import COUNT, GONE, KEY, LAST, ROW, WEIGHT, KeyKind, Part
+from stack.checkpoint.manifest import COUNT, GONE, KEY, LAST, ROW, WEIGHT, KeyKind
 from stack.checkpoint.store import Store
 from stack.checkpoint.tensors import TensorFile
 from stack.data.schema import PADDING_ROW
@@ -66,14 +77,14 @@ class TableReader:
             self._fill_of_ids(out, first_row)
             return
         for layer in self.layers:
-            overlaps = _overlaps(layer, (first_column, num_columns))
-            if len(overlaps) == 1:
-                self._fill_from_block(out, first_row, layer, *overlaps[0])
-            for first in range(first_row, first_row + num_rows, _BLOCK_ROWS) if len(overlaps) > 1 else ():
+            blocks = overlaps(layer, (first_column, num_columns))
+            if len(blocks) == 1:
+                self._fill_from_block(out, first_row, layer, *blocks[0])
+            for first in range(first_row, first_row + num_rows, _BLOCK_ROWS) if len(blocks) > 1 else ():
                 last = min(first + _BLOCK_ROWS, first_row + num_rows)
                 for key_K, values in self._pieces(layer, first, last, (first_column, num_columns), _states(out)):
                     for name, value in values.items():
-                        _put(out[name], key_K - first_row, value)
+                        put(out[name], key_K - first_row, value)
 
     def taken(self, row_N: Tensor, *, columns: tuple[int, int], states: Sequence[str]) -> dict[str, Tensor]:
         """The same for any rows, ascending and distinct; `columns` must be all where ids are managed."""
@@ -137,16 +148,16 @@ class TableReader:
     ) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """The run's rows from `first` to before `last`: keys, and values in the columns asked for."""
         found: list[tuple[Tensor, list[dict[str, Tensor]], list[int]]] = []
-        for block, (start, width) in _overlaps(layer, columns):
+        for block, (start, width) in overlaps(layer, columns):
             pieces = []
-            for part in _parts(layer, block):
+            for part in parts_of(layer, block):
                 if part.first_key >= last or part.last_key < first:
                     continue
                 file = self.file(layer, part.file)
-                begin, end = _line_range(file, part, first, last)
+                begin, end = line_range(file, part, first, last)
                 if begin < end:
-                    pieces.append(_piece(file, begin, end, slice(start - block[0], start - block[0] + width), states))
-            _join(found, pieces, width)
+                    pieces.append(piece_of(file, begin, end, slice(start - block[0], start - block[0] + width), states))
+            join(found, pieces, width)
         return [(key, merged_blocks(values, widths)) for key, values, widths in found]
 
     def _fill_from_block(
@@ -155,12 +166,12 @@ class TableReader:
         """The run's rows out of the one block that has the columns asked for."""
         columns = slice(common[0] - block[0], sum(common) - block[0])
         last_row = first_row + int(out[WEIGHT].shape[0])
-        for part in _parts(layer, block):
+        for part in parts_of(layer, block):
             if part.first_key >= last_row or part.last_key < first_row:
                 continue
             file = self.file(layer, part.file)
-            begin, end = _line_range(file, part, first_row, last_row)
-            straight = {name for name, value in out.items() if _lies_the_same(file, part, name, value, columns)}
+            begin, end = line_range(file, part, first_row, last_row)
+            straight = {name for name, value in out.items() if lies_the_same(file, part, name, value, columns)}
             for name in straight:
                 at = part.first_key + begin - first_row
                 file.fill(name, begin, end, out[name][at : at + end - begin])
@@ -168,30 +179,30 @@ class TableReader:
                 last = min(first + _BLOCK_ROWS, end)
                 key_K = file.rows(KEY, first, last)
                 for name in out.keys() - straight:
-                    _put(out[name], key_K - first_row, _columns(file.rows(name, first, last), columns))
+                    put(out[name], key_K - first_row, columns_of(file.rows(name, first, last), columns))
 
     def _pieces_of(
         self, layer: Layer, row_N: Tensor, columns: tuple[int, int], states: Sequence[str]
     ) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """The run's rows that are among `row_N`: their places in it, and values."""
         found: list[tuple[Tensor, list[dict[str, Tensor]], list[int]]] = []
-        for block, (start, width) in _overlaps(layer, columns):
+        for block, (start, width) in overlaps(layer, columns):
             pieces = []
-            for part in _parts(layer, block):
+            for part in parts_of(layer, block):
                 inside = ((row_N >= part.first_key) & (row_N <= part.last_key)).nonzero().squeeze(1)
                 if not inside.numel():
                     continue
                 file = self.file(layer, part.file)
                 line = row_N[inside] - part.first_key
-                if not _has_all_keys(part):
+                if not has_all_keys(part):
                     key_K = file.rows(KEY, 0, part.num_rows)
                     line = torch.searchsorted(key_K, row_N[inside]).clamp_(max=part.num_rows - 1)
                     hit = key_K[line] == row_N[inside]
                     inside, line = inside[hit], line[hit]
                 wanted = slice(start - block[0], start - block[0] + width)
-                values = {name: _columns(file.take(name, line), wanted) for name in (WEIGHT, *states)}
+                values = {name: columns_of(file.take(name, line), wanted) for name in (WEIGHT, *states)}
                 pieces.append({KEY: inside} | values)
-            _join(found, pieces, width)
+            join(found, pieces, width)
         return [(place, merged_blocks(values, widths)) for place, values, widths in found]
 
     def _rows_of_ids(self, row_N: Tensor, states: Sequence[str]) -> dict[str, Tensor]:
@@ -216,7 +227,7 @@ class TableReader:
             for name, value in out.items():
                 for at in range(0, len(line), _BLOCK_ROWS):
                     lines = slice(at, at + _BLOCK_ROWS)
-                    _put(value, row[lines], file.take(name, line[lines]))
+                    put(value, row[lines], file.take(name, line[lines]))
 
     @cached_property
     def _by_row(self) -> tuple[Tensor, Tensor]:
@@ -253,28 +264,6 @@ class TableReader:
         return pieces
 
 
-def merged_blocks(blocks: Sequence[dict[str, Tensor]], widths: Sequence[int]) -> dict[str, Tensor]:
-    """Adjacent blocks of columns as one: weights and state of each weight side by side, and the mean of row-wise state,
-    each block counting by its width.
-
-    Row-wise state is a mean of squared gradients over the columns of its block (row-wise Adagrad, partial row-wise
-    Adam), so this mean is what whole rows would have had for the same gradients. The other way round a narrower block
-    begins with the state of the wider one it was cut from: the row's learning rate goes on as it was.
-    """
-    if len(blocks) == 1:
-        return dict(blocks[0])
-    share = [width / sum(widths) for width in widths]
-    same = {key for key, value in blocks[0].items() if not value.is_floating_point()}  # of a row, whatever its columns
-    return {
-        key: blocks[0][key]
-        if key in same
-        else torch.cat([block[key] for block in blocks], dim=1)
-        if blocks[0][key].dim() == 2
-        else torch.stack([block[key] * part for block, part in zip(blocks, share, strict=True)]).sum(0)
-        for key in blocks[0]
-    }
-
-
 def _about(key: Tensor, *, layer: int, part: int, line: Tensor) -> dict[str, Tensor]:
     short = torch.zeros_like(key, dtype=torch.int32)
     return {
@@ -288,74 +277,5 @@ def _about(key: Tensor, *, layer: int, part: int, line: Tensor) -> dict[str, Ten
     }
 
 
-def _overlaps(layer: Layer, columns: tuple[int, int]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """The run's blocks of columns that have some of those asked for, each with what they have in common."""
-    return [(block, common) for block in layer.entry.blocks if (common := _common(block, columns))[1]]
-
-
-def _common(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    """What two blocks, each (first column, columns), have in common."""
-    first = max(one[0], other[0])
-    return first, max(min(sum(one), sum(other)) - first, 0)
-
-
-def _parts(layer: Layer, block: tuple[int, int]) -> list[Part]:
-    return [part for part in layer.entry.parts if (part.first_column, part.num_columns) == block]
-
-
-def _line_range(file: TensorFile, part: Part, first: int, last: int) -> tuple[int, int]:
-    """The lines of a part with keys from `first` to before `last`."""
-    if _has_all_keys(part):
-        return max(first - part.first_key, 0), min(last - part.first_key, part.num_rows)
-    key_K = file.rows(KEY, 0, part.num_rows)
-    begin, end = torch.searchsorted(key_K, torch.tensor([first, last])).tolist()
-    return begin, end
-
-
-def _piece(file: TensorFile, begin: int, end: int, columns: slice, states: Sequence[str]) -> dict[str, Tensor]:
-    return {KEY: file.rows(KEY, begin, end)} | {
-        name: _columns(file.rows(name, begin, end), columns) for name in (WEIGHT, *states)
-    }
-
-
-def _has_all_keys(part: Part) -> bool:
-    """From its first to its last: then a key tells its line."""
-    return part.last_key - part.first_key == part.num_rows - 1
-
-
-def _lies_the_same(file: TensorFile, part: Part, name: str, out: Tensor, columns: slice) -> bool:
-    """Whether rows of the file are the bytes that belong into `out`."""
-    shape = file.shapes[name]
-    whole = len(shape) == 1 or (columns.start, columns.stop) == (0, shape[1])
-    same = out.device.type == "cpu" and out.is_contiguous() and out.dtype == file.dtypes[name]
-    return _has_all_keys(part) and whole and same
-
-
 def _states(out: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(name for name in out if name != WEIGHT)
-
-
-def _put(out: Tensor, row_K: Tensor, value: Tensor) -> None:
-    """Rows into a tensor on any device."""
-    out.index_copy_(0, row_K.to(out.device), value.to(out).view(-1, *out.shape[1:]))
-
-
-def _columns(value: Tensor, columns: slice) -> Tensor:
-    return value[:, columns] if value.dim() == 2 else value
-
-
-def _join(
-    found: list[tuple[Tensor, list[dict[str, Tensor]], list[int]]], pieces: list[dict[str, Tensor]], width: int
-) -> None:
-    """Adds a block of columns to what was found: the blocks of a run have the same keys."""
-    if not pieces:
-        return
-    joined = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-    key = joined.pop(KEY)
-    if not found:
-        found.append((key, [joined], [width]))
-        return
-    if not torch.equal(found[0][0], key):
-        raise CheckpointError("the blocks of columns of a run have different rows: one of its files is damaged")
-    found[0][1].append(joined)
-    found[0][2].append(width)

@@ -158,7 +158,7 @@ class TensorFile:
     def take(self, tensor: str, index_N: Tensor) -> Tensor:
         """The rows at ascending positions, copied."""
         if self._mapped is not None:
-            return self._read(tensor, 0, self.shapes[tensor][0])[index_N]
+            return self._read(tensor, 0, self.shapes[tensor][0]).index_select(0, index_N)
         num_rows, *row = self.shapes[tensor]
         taken = torch.empty((len(index_N), *row), dtype=self.dtypes[tensor])
         if not taken.numel():

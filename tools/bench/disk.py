@@ -71,11 +71,14 @@ def watched_memory() -> Iterator[Memory]:
     memory, done = Memory(), threading.Event()
     own, whole = _resident()
 
+    def look() -> None:
+        now_own, now_whole = _resident()
+        memory.own_bytes = max(memory.own_bytes, now_own - own)
+        memory.all_bytes = max(memory.all_bytes, now_whole - whole)
+
     def watch() -> None:
         while not done.is_set():
-            now_own, now_whole = _resident()
-            memory.own_bytes = max(memory.own_bytes, now_own - own)
-            memory.all_bytes = max(memory.all_bytes, now_whole - whole)
+            look()
             time.sleep(_POLL_SECONDS)
 
     thread = threading.Thread(target=watch)
@@ -85,6 +88,7 @@ def watched_memory() -> Iterator[Memory]:
     finally:
         done.set()
         thread.join()
+        look()
 
 
 @contextmanager
