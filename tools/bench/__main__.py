@@ -13,7 +13,7 @@
     python -m tools.bench quality experiment=demo tasks=ctr tasks.ctr.dense_features=false run.name=ids
     python -m tools.bench increments experiment=demo run.name=increments --picture increments.png
     python -m tools.bench billion --picture billion.png
-    python -m tools.bench checkpoint --folder runs --large
+    python -m tools.bench checkpoint --folder runs
 
 `loading`, `training`, `encoding`, `dedup`, `pipeline`, `quality` and `increments` need a prepared dataset. On an idle
 machine: `conditions.load_average` in the JSON tells how idle.
@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint = benches.add_parser("checkpoint", help="saves, restores and compaction beside the disk's own speed")
     checkpoint.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure; needs twice the table")
     checkpoint.add_argument("--rows", type=int, default=10_000_000, help="of 32 columns in fp32")
-    checkpoint.add_argument("--large", action="store_true", help="also 1e8 rows in fp16 (8 GiB of memory, 20 of disk)")
+    checkpoint.add_argument("--large", action="store_true", help="1e8 rows in fp16, once (8 GiB of memory, 20 of disk)")
     checkpoint.add_argument("--rounds", type=int, default=3)
     checkpoint.add_argument("--out", type=Path, help="JSON file")
     _add_benches_of_ids(benches)

@@ -39,11 +39,10 @@ _GB = 1e9
 
 def measure(*, num_rounds: int, rows: int, large: bool, folder: Path) -> list[Figure]:
     """Raises `AssertionError` where a restored table is not the one that was saved."""
-    figures = [*_smallest(folder, num_rounds), *_beside_training(folder, num_rounds)]
-    figures += _of_table(folder, rows, torch.float32, num_rounds=num_rounds, num_warmup=1)
     if large:
-        figures += _of_table(folder, LARGE_ROWS, torch.float16, num_rounds=1, num_warmup=0)
-    return figures
+        return _of_table(folder, LARGE_ROWS, torch.float16, num_rounds=1, num_warmup=0)
+    figures = [*_smallest(folder, num_rounds), *_beside_training(folder, num_rounds)]
+    return figures + _of_table(folder, rows, torch.float32, num_rounds=num_rounds, num_warmup=1)
 
 
 @contextmanager
@@ -60,8 +59,7 @@ def _of_table(folder: Path, num_rows: int, dtype: torch.dtype, *, num_rounds: in
     with _table(folder, num_rows=num_rows, dtype=dtype) as (table, path):
         base = table.save(None)
         figures = _deltas(table, base, num_rounds=num_rounds)
-        table.drop(base)
-        found, base = _whole(table, path, num_rounds=num_rounds, num_warmup=num_warmup)
+        found, base = _whole(table, path, base, num_rounds=num_rounds, num_warmup=num_warmup)
         figures += found
         figures += _chain(table, base, num_rounds=num_rounds, num_warmup=num_warmup)
     return [replace(figure, name=f"{case}: {figure.name}") for figure in figures]
@@ -85,20 +83,20 @@ def _deltas(table: Table, base: VersionManifest, *, num_rounds: int) -> list[Fig
     ]  # fmt: skip
 
 
-def _whole(table: Table, path: Path, *, num_rounds: int, num_warmup: int) -> tuple[list[Figure], VersionManifest]:
-    """Saves and restores of all rows. The last version stays."""
-    kept: list[VersionManifest] = []
+def _whole(
+    table: Table, path: Path, base: VersionManifest, *, num_rounds: int, num_warmup: int
+) -> tuple[list[Figure], VersionManifest]:
+    """Saves and restores of all rows. Of the versions, `base` the first, the last stays."""
+    kept = [base]
 
     def save() -> float:
-        while kept:
-            table.drop(kept.pop())
+        table.drop(kept.pop())
         seconds = seconds_of(partial(table.begin, None))
         kept.append(table.end())
         return seconds
 
-    save()
-    num_bytes = kept[0].num_bytes
-    sizes = [file.num_bytes for file in kept[0].files.values()]
+    num_bytes = base.num_bytes
+    sizes = [file.num_bytes for file in base.files.values()]
     bare = partial(write_seconds, path, sizes, num_threads=WRITE_THREADS)
     written = interleaved({"save": save, "bare": bare}, num_rounds=num_rounds, num_warmup=num_warmup)
     files = table.files(kept[0])
@@ -135,23 +133,21 @@ def _chain(table: Table, base: VersionManifest, *, num_rounds: int, num_warmup: 
     expected = table.checksum()
     versions = [table.save(table.touch(DELTA_SHARE)) for _ in range(NUM_DELTAS)]
     head, live = versions[-1], table.checksum()
-    variants = {
-        "base": partial(_restore_seconds, table, base),
-        "chain": partial(_restore_seconds, table, head),
-    }
-    found = interleaved(variants, num_rounds=num_rounds, num_warmup=num_warmup)
-    for version, sums in ((base, expected), (head, live)):
+
+    def restored(version: VersionManifest, sums: Sequence[int]) -> float:
         table.spoil()
-        _restore_seconds(table, version)
+        seconds = _restore_seconds(table, version)
         assert table.checksum() == sums, f"version {version.version} was restored otherwise than it was saved"
+        return seconds
+
+    variants = {"base": partial(restored, base, expected), "chain": partial(restored, head, live)}
+    found = interleaved(variants, num_rounds=num_rounds, num_warmup=num_warmup)
     with watched_memory() as memory:
         started = time.perf_counter()
         compacted = compact(table.chain, head)
         seconds = time.perf_counter() - started
     assert compacted is not None
-    table.spoil()
-    _restore_seconds(table, head)
-    assert table.checksum() == live, "the compaction is restored otherwise than what it was made of"
+    restored(head, live)
     num_bytes = sum(file.num_bytes for file in compacted.files.values())
     deltas = f"{NUM_DELTAS} deltas of {100 * DELTA_SHARE:g}%"
     return [
