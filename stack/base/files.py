@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -70,6 +71,22 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file whole or not at all; an existing one is replaced."""
     write_bytes(path, text.encode())
+
+
+def cut_lines(path: Path, *, keep: Callable[[bytes], bool]) -> None:
+    """Cuts lines off the end of a log until one is to be kept, and half a line that a kill left in any case. Of the
+    file only what goes is read: it may have grown for years. A missing file is left missing."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with path.open("r+b") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            end = data.rfind(b"\n") + 1
+            while end:
+                start = data.rfind(b"\n", 0, end - 1) + 1
+                if keep(data[start:end]):
+                    break
+                end = start
+        file.truncate(end)
 
 
 def make_folder(path: Path, *, option: str) -> None:

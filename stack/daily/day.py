@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import msgspec
 import torch
@@ -65,12 +66,15 @@ class Night:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
+    @cached_property
     def dataset(self) -> Dataset:
+        """As it is when all days are ingested."""
         return Dataset(self.setup.dataset)
 
+    @cached_property
     def groups(self) -> list[str]:
         """The example groups of the trained tasks."""
-        trained, _ = enabled_tasks(self.setup.tasks, self.dataset().schema)
+        trained, _ = enabled_tasks(self.setup.tasks, self.dataset.schema)
         return sorted({TASKS[name].group for name in trained})
 
 
@@ -83,12 +87,12 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 
 def left_out(night: Night, day: str) -> bool:
     """Whether the day has nothing to learn and days may be missing. For process 0."""
-    return Allow.gap in night.config.allow and num_examples(night.dataset(), day, groups=night.groups()) == 0
+    return Allow.gap in night.config.allow and num_examples(night.dataset, day, groups=night.groups) == 0
 
 
 def check_day(night: Night, day: str) -> Checked:
     """For process 0. Raises: `CheckpointError` where the day cannot be learnt."""
-    dataset = night.dataset()
+    dataset = night.dataset
 
     def inputs(base: VersionManifest) -> str:
         return inputs_of(
@@ -96,7 +100,7 @@ def check_day(night: Night, day: str) -> Checked:
             composed=night.setup.composed, seed=night.setup.run.seed, config=night.config,
         )  # fmt: skip
 
-    findings = tuple(volume(dataset, day, groups=night.groups(), config=night.config))
+    findings = tuple(volume(dataset, day, groups=night.groups, config=night.config))
     known = inputs if day in dataset.days() else lambda base: "nothing"
     resolved = resolve(night.chain, day, inputs=known, allow=night.config.allow)
     name = quarantine_name(day, resolved.lineage.inputs)
@@ -176,7 +180,7 @@ def _loop(
     night: Night, resolved: Resolved, checkpoint: Checkpoint, *, metrics: Metrics, history: Sequence[Metrics]
 ) -> Loop:
     """Everything ready to learn the day, with the checks before its last save."""
-    dataset, config = night.dataset(), night.config
+    dataset, config = night.dataset, night.config
     older = replayed(dataset, resolved.day, config)
     days = (resolved.day, *older)
     train = replace(night.setup.train, num_epochs=config.num_epochs, days_per_block=len(days), max_steps=None)
@@ -203,7 +207,7 @@ def _figures(night: Night, loop: Loop, resolved: Resolved, base: VersionManifest
     reported = told_by_first(lambda: report_of(store, base.version, resolved.day), list[Report])
     if reported or resolved.resumes:
         return reported[0].figures if reported else {}
-    dataset = night.dataset()
+    dataset = night.dataset
     figures = score_day(
         loop.stepper.model,
         dataset,

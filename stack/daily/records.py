@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from stack.base.files import cut_lines
 from stack.checkpoint.manifest import Link
 from stack.checkpoint.store import Store
 from stack.evaluate.figures import Figures
@@ -108,12 +109,9 @@ class DayLog:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOG
-        data = self._path.read_bytes() if self._path.is_file() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            with self._path.open("r+b") as file:
-                file.truncate(len(whole))
-        self._versions = {msgspec.json.decode(line, type=Line).version for line in whole.splitlines()}
+        cut_lines(self._path, keep=lambda line: True)
+        lines = self._path.read_bytes().splitlines() if self._path.is_file() else []
+        self._versions = {msgspec.json.decode(line, type=Line).version for line in lines}
 
     def has(self, version: int) -> bool:
         """Whether there is a line of this version."""

@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
+from stack.base.files import cut_lines
 from stack.ids.managed import MapFigures
 from stack.ids.maps import IdMaps
-from stack.train.periodic import Moment, Periodic, complete_lines
+from stack.train.periodic import Moment, Periodic
 
 
 class IdLog(Periodic):
@@ -32,8 +33,7 @@ class IdLog(Periodic):
         self._before = {name: MapFigures() for name in maps.managed_names}
         self._file = self._writer = None
         if writes:
-            kept = [line for line in complete_lines(path) if msgspec.json.decode(line, type=_Line).step <= first_step]
-            path.write_bytes(b"".join(kept))
+            cut_lines(path, keep=lambda line: msgspec.json.decode(line, type=_Line).step <= first_step)
             self._file = path.open("ab")
             self._writer = SummaryWriter(str(curves), purge_step=first_step + 1)
 

@@ -11,6 +11,7 @@ import msgspec
 from torch.utils.tensorboard import SummaryWriter
 
 from stack.base.errors import NotFiniteError
+from stack.base.files import cut_lines
 from stack.data.loader import Cursor
 from stack.telemetry.console import say
 from stack.telemetry.progress import Progress
@@ -71,8 +72,7 @@ class StepLog(Periodic):
     """`steps.jsonl`: a line for every step, also refused ones. Lines after `first_step` (a killed run's) are cut."""
 
     def __init__(self, path: Path, *, first_step: int) -> None:
-        kept = [line for line in complete_lines(path) if msgspec.json.decode(line, type=_Step).step <= first_step]
-        path.write_bytes(b"".join(kept))
+        cut_lines(path, keep=lambda line: msgspec.json.decode(line, type=_Step).step <= first_step)
         self._file = path.open("ab")
 
     def after_step(self, moment: Moment) -> None:
@@ -202,10 +202,3 @@ class Save(Periodic):
 
 class _Step(msgspec.Struct):
     step: int
-
-
-def complete_lines(path: Path) -> list[bytes]:
-    """Complete lines of a file that may not exist; a kill can leave half of the last one."""
-    if not path.is_file():
-        return []
-    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stack.base import files
 from stack.base.errors import ConfigError, DataError
 from stack.base.files import (
+    cut_lines,
     folder_aside,
     make_folder,
     remove_leftovers,
@@ -127,3 +128,23 @@ def test_a_folder_is_made_or_the_option_that_chose_it_is_named(tmp_path: Path, m
     monkeypatch.setattr(files.os, "access", lambda path, mode: False)
     with pytest.raises(ConfigError, match=r"b cannot be written \(Permission denied\)"):
         make_folder(tmp_path / "a" / "b", option="plan.out")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"", b""),
+        (b"1\n2\n3\n4\n", b"1\n2\n"),
+        (b"1\n2\n3\n4", b"1\n2\n"),
+        (b"1\n2\n", b"1\n2\n"),
+        (b"4\n5\n", b""),
+        (b"1", b""),
+    ],
+)
+def test_the_end_of_a_log_is_cut_back_to_the_last_line_to_keep(tmp_path: Path, before: bytes, after: bytes) -> None:
+    path = tmp_path / "log"
+    cut_lines(path, keep=lambda line: True)
+    assert not path.exists()
+    path.write_bytes(before)
+    cut_lines(path, keep=lambda line: int(line) <= 2)
+    assert path.read_bytes() == after

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from dataclasses import replace as dataclass_replace
 from pathlib import Path
 
@@ -14,9 +13,11 @@ from msgspec.structs import replace
 from stack.base.dist import process_group
 from stack.base.errors import CheckpointError, ConfigError, DataError
 from stack.checkpoint.load import open_version
+from stack.checkpoint.restore import restore
 from stack.daily import day as day_module
 from stack.daily.config import DailyConfig
 from stack.daily.day import flat
+from stack.daily.prepare import days_asked
 from stack.daily.verb import QUARANTINED_STATUS
 from stack.data.dataset import Dataset
 from stack.evaluate.figures import figures_of
@@ -27,7 +28,7 @@ from stack.train.trained import open_run
 from stack.train.verb import STOPPED_STATUS, train
 from tests.daily.conftest import copy_of
 from tests.daily.days import change_day, empty, tiny, with_flipped_labels, with_nan_labels, without_the_last_timeline
-from tests.daily.worker import DAYS, Nights, chain, digests, finished, first_training, learn, learn_days, log_of
+from tests.daily.worker import DAYS, Nights, chain, finished, first_training, learn, learn_days, log_of
 from tests.train.worker import Run, Stop, setup_of
 
 CPU = torch.device("cpu")
@@ -155,6 +156,22 @@ def test_without_a_full_training_there_is_nothing_to_go_on_from(prepared: Path, 
         learn_days(run, DAYS[2])
 
 
+def test_days_after_one_that_was_restored_are_those_of_before(learnt: Run, tmp_path: Path) -> None:
+    run = copy_of(learnt, tmp_path)
+    _, first, second, third = finished(run)
+    restore(chain(run), first)
+    learn_days(run, DAYS[2], DAYS[4])
+    again = [
+        version for version in finished(run) if version.version > third.version and version.lineage.restores is None
+    ]
+    assert [version.lineage for version in again] == [second.lineage, third.lineage]
+    states = [open_version(chain(run), version) for version in (third, again[-1])]
+    for name in third.tables:
+        rows = [next(iter(state.table_parts(name))) for state in states]
+        assert torch.equal(rows[0].weight_ND, rows[1].weight_ND)
+        assert all(torch.equal(rows[0].state[key], rows[1].state[key]) for key in rows[0].state)
+
+
 def test_full_training_does_not_go_on_after_days(learnt: Run) -> None:
     with pytest.raises(CheckpointError, match=rf"goes on by days, {DAYS[4]} is its last: go on with `stack daily`"):
         first_training(learnt, to_day=DAYS[5])
@@ -262,8 +279,6 @@ def test_a_day_that_the_log_does_not_have_is_left_out_where_gaps_are_allowed(lea
 
 
 def test_the_days_of_a_call_follow_from_what_is_given() -> None:
-    from stack.daily.prepare import days_asked
-
     assert days_asked(DailyConfig(day="2024-02-29"), last_learnt="2024-01-01") == ("2024-02-29",)
     month = days_asked(DailyConfig(from_day="2024-02-28", to_day="2024-03-01"), last_learnt="2024-01-01")
     assert month == ("2024-02-28", "2024-02-29", "2024-03-01")
@@ -271,5 +286,3 @@ def test_the_days_of_a_call_follow_from_what_is_given() -> None:
     assert days_asked(DailyConfig(to_day="2024-03-01"), last_learnt="2024-03-01") == month[2:]
     with pytest.raises(ConfigError, match=r"stack daily needs a day: day=YYYY-MM-DD, or --from"):
         days_asked(DailyConfig(), last_learnt="2024-03-01")
-    assert signal.SIGTERM
-    assert digests([]) == []
