@@ -9,8 +9,9 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stack.base.errors import CheckpointError
-from stack.checkpoint.chain import chain_of
+from stack.checkpoint.chain import Chain, chain_of
 from stack.checkpoint.load import Checkpoint, open_version
+from stack.checkpoint.manifest import VersionManifest
 from stack.data.dataset import Dataset
 from stack.model import UserModel
 from stack.tables.config import Planner
@@ -52,10 +53,12 @@ def saved_configuration(folder: Path) -> str:
 def open_run(setup: Setup, *, version: str | None, device: torch.device) -> TrainedRun:
     """The run that `setup` describes, at a version (`Chain.find`; None: the newest). Needs a process group.
 
+    Of a run that goes on by days the newest is the last finished one: a save on the way to a day has passed no check.
+
     Raises: `CheckpointError` where there is no such version, or the data are not those it was trained on.
     """
     chain = chain_of(setup.chain_place)
-    checkpoint = open_version(chain, chain.find(version))
+    checkpoint = open_version(chain, _found(chain, version))
     if setup.checkpoint.verify:
         checkpoint.verify()
     dataset = Dataset(setup.dataset)
@@ -67,3 +70,10 @@ def open_run(setup: Setup, *, version: str | None, device: torch.device) -> Trai
     user_model = dense_module(model)
     assert isinstance(user_model, UserModel)
     return TrainedRun(name=setup.run.name, model=model, user_model=user_model, checkpoint=checkpoint, dataset=dataset)
+
+
+def _found(chain: Chain, version: str | None) -> VersionManifest:
+    found = chain.find(version)
+    if version is None and found.lineage.day is not None:
+        return next(one for one in chain.line(found) if one.complete)
+    return found

@@ -193,6 +193,8 @@ def test_a_stop_in_a_day_saves_and_the_same_words_go_on(
             learn_days(run, DAYS[2])
     assert stopped.value.code == STOPPED_STATUS
     assert not chain(run).manifest(versions(run)[-1]).complete
+    with process_group(device=CPU):
+        assert open_run(setup_of(run), version=None, device=CPU).days == DAYS[:2]
     learn_days(run, DAYS[2])
     states = [open_version(chain(one), finished(one)[1]) for one in (run, learnt)]
     assert states[0].loop() == states[1].loop()
