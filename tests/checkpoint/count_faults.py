@@ -194,9 +194,11 @@ class Strace:
         self._log = folder / "strace.log"
 
     def counts(self, body: Callable[[], int]) -> dict[str, int]:
-        status = self._run(body, ["-e", f"trace={','.join(SYSTEM_CALLS)}"])
+        status = self._run(body, ["-f", "-e", f"trace={','.join(SYSTEM_CALLS)}"])
         assert status == 0, f"undisturbed it ended with {status}"
-        found = re.findall(r"^(?:\d+ +)?(\w+)\(", self._log.read_text(), re.MULTILINE)
+        text = self._log.read_text()
+        assert len(set(re.findall(r"^(\d+) +\w+\(", text, re.MULTILINE))) == 1, "a thread of its own has calls"
+        found = re.findall(r"^\d+ +(\w+)\(", text, re.MULTILINE)
         return {call: found.count(call) for call in SYSTEM_CALLS if call in found}
 
     def disturb(self, body: Callable[[], int], call: str, number: int, fault: str) -> int:

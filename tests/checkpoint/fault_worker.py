@@ -18,7 +18,6 @@ from unittest import mock
 import torch
 
 from stack.base.errors import CheckpointError
-from stack.checkpoint import posix_store, tensors
 from stack.checkpoint.chain import Chain, chain_of
 from stack.checkpoint.compact import compact
 from stack.checkpoint.config import CheckpointConfig
@@ -41,8 +40,8 @@ REFUSED = 3
 class Inline:
     """A pool of threads without threads."""
 
-    def __init__(self, max_workers: int = 1) -> None:
-        del max_workers
+    def __init__(self, max_workers: int = 1, thread_name_prefix: str = "") -> None:
+        del max_workers, thread_name_prefix
 
     def __enter__(self) -> Inline:
         return self
@@ -68,8 +67,9 @@ class Inline:
 def in_one_thread() -> None:
     """For the rest of this process."""
     torch.set_num_threads(1)
-    for module in (posix_store, tensors):
-        mock.patch.object(module, "ThreadPoolExecutor", Inline).start()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("stack.checkpoint.") and hasattr(module, "ThreadPoolExecutor"):
+            mock.patch.object(module, "ThreadPoolExecutor", Inline).start()
 
 
 def toy_before(chain: Chain, day: int) -> Toy:
