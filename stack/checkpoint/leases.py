@@ -85,6 +85,8 @@ def holding(store: Store, lease: Lease) -> Iterator[Lease]:
 
     def renew() -> None:
         while not done.wait(lease.seconds / 3):
+            if time.monotonic() > lease.until:
+                return  # after a sleep: what it protected may be gone
             with suppress(OSError):
                 write_lease(store, lease)
 

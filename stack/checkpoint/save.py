@@ -24,7 +24,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -36,7 +36,7 @@ from stack.base.errors import CheckpointError
 from stack.checkpoint.chain import Chain
 from stack.checkpoint.config import CheckpointConfig
 from stack.checkpoint.crew import Crew
-from stack.checkpoint.leases import Lease, write_lease
+from stack.checkpoint.leases import Lease, holding, write_lease
 from stack.checkpoint.manifest import (
     DENSE,
     FORMAT_VERSION,
@@ -275,9 +275,10 @@ class ChainWriter:
         try:
             if job.failure is not None:
                 raise job.failure
-            self._say(job, self._write_own(job))
-            if crew.first:
-                job.published = self._publish(job, job.lease)
+            with holding(store, job.lease) if crew.first else nullcontext():
+                self._say(job, self._write_own(job))
+                if crew.first:
+                    job.published = self._publish(job, job.lease)
         except Exception as error:  # whatever it is, the others must not wait, and `wait` raises it
             job.failure = error
             if not crew.first:

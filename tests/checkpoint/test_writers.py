@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -142,13 +143,35 @@ def test_a_writer_whose_files_were_swept_while_it_slept_is_refused(tmp_path: Pat
     assert not verify(chain).findings
 
 
+class CannotRenew(Sleeps):
+    """Takes the lease that begins a save and that which begins its writing, and no other."""
+
+    num_leases = 0
+
+    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
+        if name.startswith("leases/"):
+            self.num_leases += 1
+            if self.num_leases > 2:
+                raise OSError(errno.EIO, "no")
+        return super().create(name)
+
+
 def test_a_writer_whose_lease_ran_out_does_not_publish(tmp_path: Path) -> None:
     chain = chain_of(tmp_path, for_writing=True)
     save_day(chain, 1)
-    store = Sleeps(tmp_path, at="/manifest.json", meanwhile=lambda: time.sleep(0.2))
-    with pytest.raises(CheckpointError, match=r"a lease of 0\.1 s ran out"):
-        _writer(Chain(store), 2, lease_seconds=0.1)()
+    store = CannotRenew(tmp_path, at="/manifest.json", meanwhile=lambda: time.sleep(0.5))
+    with pytest.raises(CheckpointError, match=r"a lease of 0\.2 s ran out"):
+        _writer(Chain(store), 2, lease_seconds=0.2)()
     assert chain.numbers() == (1,)
+
+
+def test_a_writer_that_takes_longer_than_its_lease_renews_it(tmp_path: Path) -> None:
+    chain = chain_of(tmp_path, for_writing=True)
+    save_day(chain, 1)
+    store = Sleeps(tmp_path, at="/manifest.json", meanwhile=lambda: time.sleep(2.0))
+    _writer(Chain(store), 2, lease_seconds=1.0)()
+    assert chain.numbers() == (1, 2)
+    assert not list((tmp_path / "leases").iterdir())
 
 
 def _read_all(chain: Chain, number: int) -> str:
