@@ -19,7 +19,7 @@ def test_every_figure_is_there_and_deltas_grow_with_the_rows(monkeypatch: pytest
     monkeypatch.setattr(checkpoint, "NUM_DELTAS", 3)
     found = checkpoint.measure(num_rounds=1, rows=20_000, large=False, folder=tmp_path)
     figures = {figure.name.removeprefix("20,000 rows of float32: "): figure.median for figure in found}
-    assert len(figures) == len(found) == 37
+    assert len(figures) == len(found) == 44
     assert figures["delta of 50%, of the base"] == pytest.approx(50, abs=3)
     assert figures["delta of 10%, of the base"] == pytest.approx(10, abs=2)
     assert figures["smallest version, flushes"] > 5

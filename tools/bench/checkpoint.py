@@ -11,7 +11,7 @@ import gc
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,7 @@ from stack.checkpoint.load import _THREADS as READ_THREADS
 from stack.checkpoint.manifest import VersionManifest
 from stack.checkpoint.save import _WRITE_THREADS as WRITE_THREADS
 from tools.bench.chains import OPTIONS, Table
-from tools.bench.disk import counted_flushes, forget, read_seconds, watched_memory, write_seconds
+from tools.bench.disk import Spent, counted_flushes, forget, read_files, spent, watched_memory, write_files
 from tools.bench.harness import Figure, gib, interleaved, ratio, seconds_of
 
 SHARES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5)
@@ -88,43 +88,57 @@ def _whole(
 ) -> tuple[list[Figure], VersionManifest]:
     """Saves and restores of all rows. Of the versions, `base` the first, the last stays."""
     kept = [base]
-
-    def save() -> float:
-        table.drop(kept.pop())
-        seconds = seconds_of(partial(table.begin, None))
-        kept.append(table.end())
-        return seconds
-
     num_bytes = base.num_bytes
+    files = table.files(base)
     sizes = [file.num_bytes for file in base.files.values()]
-    bare = partial(write_seconds, path, sizes, num_threads=WRITE_THREADS)
-    written = interleaved({"save": save, "bare": bare}, num_rounds=num_rounds, num_warmup=num_warmup)
-    files = table.files(kept[0])
+    processor: dict[str, list[float]] = {}
 
-    def cold(act: Callable[[], float]) -> float:
+    def timed(acts: Mapping[str, Callable[[], Spent]]) -> dict[str, tuple[float, ...]]:
+        def call(name: str, act: Callable[[], Spent]) -> float:
+            found = act()
+            processor.setdefault(name, []).append(found.processor_seconds)
+            return found.seconds
+
+        variants = {name: partial(call, name, act) for name, act in acts.items()}
+        return interleaved(variants, num_rounds=num_rounds, num_warmup=num_warmup)
+
+    def save() -> Spent:
+        table.drop(kept.pop())
+        return spent(lambda: kept.append(table.save(None)))
+
+    def cold(act: Callable[[], Spent]) -> Spent:
         forget(files)
         return act()
 
-    restore = partial(_restore_seconds, table, kept[0])
-    read = partial(read_seconds, files, num_threads=READ_THREADS)
-    variants = {
-        "restore, cold": partial(cold, restore),
-        "bare, cold": partial(cold, read),
-        "restore": restore,
-        "bare": read,
+    bare = partial(write_files, path, sizes, num_threads=WRITE_THREADS)
+    found = timed({"save": save, "bare write and flush": bare})
+    files = table.files(kept[0])
+    restore = partial(_restore, table, kept[0])
+    read = partial(read_files, files, num_threads=READ_THREADS)
+    acts: dict[str, Callable[[], Spent]] = {
+        "restore from the disk": partial(cold, restore),
+        "bare read from the disk": partial(cold, read),
+        "restore from the system's memory": restore,
+        "restore without verifying, from the system's memory": partial(restore, verify=False),
+        "bare read from the system's memory": read,
     }
-    found = interleaved(variants, num_rounds=num_rounds, num_warmup=num_warmup)
-    trusting = interleaved({"": partial(restore, verify=False)}, num_rounds=num_rounds, num_warmup=0)[""]
-    speeds = {
-        "save": written["save"], "bare write and flush": written["bare"],
-        "restore from the disk": found["restore, cold"], "bare read from the disk": found["bare, cold"],
-        "restore from the system's memory": found["restore"], "bare read from the system's memory": found["bare"],
-        "restore without verifying, from the system's memory": trusting,
-    }  # fmt: skip
+    found |= timed(acts)
     return [
-        *(_speed(name, num_bytes, seconds) for name, seconds in speeds.items()),
-        ratio("save over bare write, speed", written["bare"], written["save"]),
-        ratio("restore over bare read from the disk, speed", found["bare, cold"], found["restore, cold"]),
+        *(_speed(name, num_bytes, seconds) for name, seconds in found.items()),
+        ratio("save over bare write, speed", found["bare write and flush"], found["save"]),
+        ratio(
+            "restore over bare read from the disk, speed",
+            found["bare read from the disk"],
+            found["restore from the disk"],
+        ),
+        *(
+            Figure(
+                name=f"{name}, processor time of a GB",
+                unit="s",
+                values=tuple(_GB / num_bytes * value for value in values[num_warmup:]),
+            )
+            for name, values in processor.items()
+        ),
     ], kept[0]
 
 
@@ -136,7 +150,7 @@ def _chain(table: Table, base: VersionManifest, *, num_rounds: int, num_warmup: 
 
     def restored(version: VersionManifest, sums: Sequence[int]) -> float:
         table.spoil()
-        seconds = _restore_seconds(table, version)
+        seconds = _restore(table, version).seconds
         assert table.checksum() == sums, f"version {version.version} was restored otherwise than it was saved"
         return seconds
 
@@ -160,13 +174,14 @@ def _chain(table: Table, base: VersionManifest, *, num_rounds: int, num_warmup: 
     ]  # fmt: skip
 
 
-def _restore_seconds(table: Table, version: VersionManifest, *, verify: bool = True) -> float:
-    started = time.perf_counter()
-    checkpoint = table.checkpoint(version)
-    if verify:
-        checkpoint.verify()
-    checkpoint.restore([table.shard])
-    return time.perf_counter() - started
+def _restore(table: Table, version: VersionManifest, *, verify: bool = True) -> Spent:
+    def act() -> None:
+        checkpoint = table.checkpoint(version)
+        if verify:
+            checkpoint.verify()
+        checkpoint.restore([table.shard])
+
+    return spent(act)
 
 
 def _beside_training(folder: Path, num_rounds: int) -> list[Figure]:
@@ -209,9 +224,9 @@ def _smallest(folder: Path, num_rounds: int) -> list[Figure]:
         row = torch.tensor([3])
         with counted_flushes() as flushes:
             table.save(row)
-        variants = {
+        variants: dict[str, Callable[[], float]] = {
             "commit": lambda: seconds_of(partial(table.save, row)),
-            "flush": partial(write_seconds, path, [1], num_threads=1),
+            "flush": lambda: write_files(path, [1], num_threads=1).seconds,
         }
         found = interleaved(variants, num_rounds=5 * num_rounds)
     return [

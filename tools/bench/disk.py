@@ -12,14 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tools.bench.harness import seconds_of
-
 T = TypeVar("T")
 _BLOCK_BYTES = 4 << 20
 _POLL_SECONDS = 0.005
 
 
-def write_seconds(folder: Path, sizes: Sequence[int], *, num_threads: int) -> float:
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Seconds by the clock, and those of all processors together, the system's in this process's name among them."""
+
+    seconds: float
+    processor_seconds: float
+
+
+def spent(act: Callable[[], object]) -> Spent:
+    """What a call takes."""
+    seconds, processor = time.perf_counter(), time.process_time()
+    act()
+    return Spent(seconds=time.perf_counter() - seconds, processor_seconds=time.process_time() - processor)
+
+
+def write_files(folder: Path, sizes: Sequence[int], *, num_threads: int) -> Spent:
     """Writes new files of these sizes out of one block of memory, several at once, and flushes each; deletes them."""
     block = memoryview(os.urandom(_BLOCK_BYTES))
 
@@ -32,13 +45,13 @@ def write_seconds(folder: Path, sizes: Sequence[int], *, num_threads: int) -> fl
                     left = left[file.write(left) :]
             os.fsync(file.fileno())
 
-    seconds = seconds_of(lambda: _at_once(write, list(enumerate(sizes)), num_threads))
+    found = spent(lambda: _at_once(write, list(enumerate(sizes)), num_threads))
     for number in range(len(sizes)):
         (folder / f"bare-{number}").unlink()
-    return seconds
+    return found
 
 
-def read_seconds(files: Sequence[Path], *, num_threads: int) -> float:
+def read_files(files: Sequence[Path], *, num_threads: int) -> Spent:
     """Reads files whole, several at once, each into one block of memory."""
 
     def read(path: Path) -> None:
@@ -47,7 +60,7 @@ def read_seconds(files: Sequence[Path], *, num_threads: int) -> float:
             while file.readinto(block):
                 pass
 
-    return seconds_of(lambda: _at_once(read, files, num_threads))
+    return spent(lambda: _at_once(read, files, num_threads))
 
 
 def forget(files: Sequence[Path]) -> None:
