@@ -49,7 +49,7 @@ class DailyConfig:
     # older days of which a share is mixed into each day, against forgetting
     replay_share: float = 0.1
     # of the timelines of each of these days, drawn anew for each day and pass
-    rate_share: float = 1.0
+    rate_share: float = 0.3
     # constant share of the full learning rates; warm-up and decay belong to `stack train`
     max_volume_ratio: float = 10.0
     # a day with so many times the examples of the median earlier day, or as many times fewer, is quarantined

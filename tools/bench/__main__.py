@@ -188,7 +188,7 @@ def _add_benches_of_ids(benches: argparse._SubParsersAction[argparse.ArgumentPar
     increments = benches.add_parser("increments", help="a month of daily increments, of weekly retraining, of neither")
     increments.add_argument("overrides", nargs="+", help="options of `stack`, such as experiment=demo")
     increments.add_argument("--first", default="2017-11-01", help="first day of the month")
-    increments.add_argument("--last", default="2017-11-30", help="last day of the month")
+    increments.add_argument("--last", default="2017-11-28", help="last day of the month")
     increments.add_argument("--picture", type=Path, help="PNG file")
     for bench in (drift, quality, increments):
         bench.add_argument("--out", type=Path, help="JSON file")
