@@ -124,7 +124,10 @@ def test_a_checkpoint_without_managed_ids_is_refused_where_they_are_asked_for(wh
     setup = setup_of(msgspec.structs.replace(plain, managed_rows=200))
     with (
         process_group(device=CPU),
-        pytest.raises(CheckpointError, match="the ids of table 'item' are managed here and were not in version 1 of .* .ids.modes.item.: use the"),
+        pytest.raises(
+            CheckpointError,
+            match="the ids of table 'item' are managed here and were not in version 1 of .* .ids.modes.item.: use the",
+        ),
     ):
         open_run(setup, version=None, device=CPU)
 
