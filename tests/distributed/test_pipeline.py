@@ -74,7 +74,7 @@ def test_when_one_rank_is_asked_to_stop_all_end_with_the_last_batch_begun(folder
     records = losses(folder / "stopped")
     assert [record["step"] for record in records] == list(range(1, 10))
     stopped = msgspec.structs.replace(STOPPED, runs=str(folder))
-    assert set(files(stopped)) == {"00000005", "00000009"}
+    assert set(files(stopped)) == {5, 9}
 
 
 def _loader(folder: Path, rank: int) -> Loader:

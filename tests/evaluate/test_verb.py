@@ -40,10 +40,10 @@ def test_the_run_opened_again_scores_like_the_model_that_was_trained(dataset: Da
         loop.stepper.model.train()
         loop.run()
         expected = loop.stepper.model.eval()(batch)
-        run = open_run(replace(setup, run=RunConfig(dir=str(tmp_path), seed=9)), step=None, device=CPU)
+        run = open_run(replace(setup, run=RunConfig(dir=str(tmp_path), seed=9)), version=None, device=CPU)
         found = run.model(batch)
-        with pytest.raises(CheckpointError, match=rf"has no checkpoint of step 999; it has: {run.step}"):
-            open_run(setup, step=999, device=CPU)
+        with pytest.raises(CheckpointError, match="has no version 999; it has versions 1 to 1"):
+            open_run(setup, version="999", device=CPU)
     assert run.days == days[:4]
     assert run.step == loop.num_steps
     for name, output in expected.items():
