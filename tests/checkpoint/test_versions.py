@@ -219,7 +219,7 @@ def _job(chain: Chain, model: Model, parent: VersionManifest | None, step: int) 
     return done
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_every_version_at_any_time_gives_back_what_was_trained(
     tmp_path_factory: pytest.TempPathFactory, seed: int
