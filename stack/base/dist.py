@@ -130,6 +130,7 @@ def process_group(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store = _meet(here, backend, timeout_seconds=timeout_seconds)
+    atexit.unregister(gc.collect)  # once is enough, of however many groups
     atexit.register(gc.collect)
     try:
         if collective_timeout_seconds is not None and here.size > 1:
