@@ -92,6 +92,10 @@ class Chain:
             raise CheckpointError(f"{self.store.url}/{name} is damaged: it is the compaction of another version")
         return found
 
+    def newest_number(self) -> int:
+        """0 where there is no version."""
+        return max(self.numbers(), default=0)
+
     def head(self) -> VersionManifest | None:
         """The newest version; None where there is none."""
         numbers = self.numbers()

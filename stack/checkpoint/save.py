@@ -11,8 +11,8 @@ training waits. A process says what it wrote in a small file; one that fails say
 then process 0 publishes nothing and every process raises at its next save. A kill at any moment leaves the older
 versions as they were, and a folder of files that no version has, which pruning deletes.
 
-Publishing is a link that fails where the name exists, and the number is that after the newest version when this process
-began: of two jobs that train one run, one is refused, however long it slept before.
+Publishing is a link that fails where the name exists, and the number is that after the newest version when this job
+chose what it builds on: of two jobs that train one run, one is refused, however long it read or slept before.
 """
 
 from __future__ import annotations
@@ -120,8 +120,11 @@ class ChainWriter:
     """Writes one version after the other; made and called by every process of a job together.
 
     `parent`: the version that the state of the job comes from (None: from the beginning), and `clocks` the steps of its
-    maps of ids. `rewritten`: tables whose rows are no longer where the parent has them; they are written whole. `after`
-    is called on process 0, in the thread that writes, when a version is out; where it fails a line says so.
+    maps of ids. `newest`: the number of the newest version when this process chose the parent (None: now).
+    `rewritten`: tables whose rows are no longer where the parent has them; they are written whole. `after` is called on
+    process 0, in the thread that writes, when a version is out; where it fails a line says so.
+
+    Raises: `CheckpointError` on every process where a version came while any of them read its parent.
     """
 
     def __init__(
@@ -131,6 +134,7 @@ class ChainWriter:
         options: CheckpointConfig,
         crew: Crew | None = None,
         parent: VersionManifest | None = None,
+        newest: int | None = None,
         clocks: Mapping[str, int] | None = None,
         rewritten: Sequence[str] = (),
         after: Callable[[VersionManifest], None] | None = None,
@@ -140,7 +144,7 @@ class ChainWriter:
         self._crew = crew or Crew()
         self._parent = parent.link if parent else None
         self._newest = _link_of(chain.newest_readable()) if self._crew.first else None
-        self._number = max(chain.numbers(), default=0) + 1
+        self._number = self._next_number(newest)
         kept = {} if parent is None else {name: one for name, one in parent.tables.items() if name not in rewritten}
         layers = {} if parent is None else chain.layers(parent)
         self._below = _Parent(
@@ -152,6 +156,16 @@ class ChainWriter:
         self._job: _Job | None = None
         self._last: VersionManifest | None = None
         self._failed = False
+
+    def _next_number(self, newest: int | None) -> int:
+        now = self._chain.newest_number()
+        (num_overtaken,) = self._crew.totals([float(newest not in (None, now))])
+        if num_overtaken:
+            raise CheckpointError(
+                f"{self._chain.store.url}: another job has committed version {now} while this one read what it builds "
+                "on: only one can train a run at a time; `stack checkpoint list` shows it"
+            )
+        return now + 1
 
     def save(self, state: State, facts: Facts) -> None:
         """Takes a version, and writes it beside what comes next; `wait` tells whether it is out.

@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Annotated, BinaryIO, TypeVar
 
 import msgspec
@@ -124,15 +125,16 @@ class TensorFile:
     """A safetensors file in a store. Opening reads and checks its header; numbers are read when asked for.
 
     Tensors out of a mapped file share its memory: copy what is to be changed or kept for long.
-    Raises: `CheckpointError` naming the file and what is wrong with it; `FileNotFoundError`.
+    Raises: `CheckpointError` naming the file and what is wrong with it, or that it is missing.
     """
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self._name = name
-        self._mapped = store.map(name)
-        self._num_bytes = store.size(name) if self._mapped is None else len(self._mapped)
-        self._first_byte, entries = self._header()
+        with self._there():
+            self._mapped = store.map(name)
+            self._num_bytes = store.size(name) if self._mapped is None else len(self._mapped)
+            self._first_byte, entries = self._header()
         self.shapes = {key: entry.shape for key, entry in entries.items()}
         self.dtypes = {key: DTYPES[entry.dtype] for key, entry in entries.items()}
         self._offsets = {key: entry.data_offsets[0] for key, entry in entries.items()}
@@ -207,11 +209,12 @@ class TensorFile:
                 raise self._damaged(f"it ends at byte {start + first + num_bytes}, its header says more")
 
         firsts = range(0, len(into), _FETCH_BYTES)
-        if len(firsts) == 1:
-            piece(0)
-            return
-        with ThreadPoolExecutor(_FETCH_THREADS) as pool:
-            list(pool.map(piece, firsts))
+        with self._there():
+            if len(firsts) == 1:
+                piece(0)
+                return
+            with ThreadPoolExecutor(_FETCH_THREADS) as pool:
+                list(pool.map(piece, firsts))
 
     def _bytes(self, first: int, size: int) -> bytes | memoryview:
         if self._mapped is not None:
@@ -248,6 +251,16 @@ class TensorFile:
         if 8 + size + end != self._num_bytes:
             raise self._damaged(f"it has {self._num_bytes} bytes, its header says {8 + size + end}")
         return 8 + size, entries
+
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{self._store.url}/{self._name} is missing: its version was pruned while it was read, or has lost it; "
+                "`stack checkpoint list` and `verify` tell which"
+            ) from error
 
     def _damaged(self, reason: str) -> CheckpointError:
         return CheckpointError(f"{self._store.url}/{self._name} is damaged: {reason}")

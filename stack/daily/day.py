@@ -194,7 +194,7 @@ def _loop(
         metrics=metrics,
     )
     setup = replace(night.setup, train=train)
-    loop = build_loop(setup, device=night.device, checkpoint=checkpoint, stretch=stretch)
+    loop = build_loop(setup, device=night.device, checkpoint=checkpoint, newest=resolved.newest, stretch=stretch)
     gate = Gate(loop.stepper.model, history=history, config=config)
     place = next(index for index, one in enumerate(loop.periodics) if isinstance(one, Save))
     return replace(loop, periodics=[*loop.periodics[:place], gate, *loop.periodics[place:]])

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from itertools import islice
 
 import msgspec
@@ -28,10 +29,12 @@ HISTORY_DAYS = 14
 
 
 class Resolved(msgspec.Struct, frozen=True, kw_only=True):
-    """`parent`: the version to restore; `base`: the finished one below it, with the days `learnt` so far. Where `done`
-    is given, that version is the day already. `note` is worth a line."""
+    """`parent`: the version to restore; `base`: the finished one below it, with the days `learnt` so far; `newest`: the
+    number of the newest version when they were chosen. Where `done` is given, that version is the day already. `note`
+    is worth a line."""
 
     day: str
+    newest: int
     base: int
     parent: int
     learnt: tuple[str, ...]
@@ -67,6 +70,7 @@ def resolve(chain: Chain, day: str, *, inputs: Callable[[VersionManifest], str],
 
     Raises: `CheckpointError` in one line where the day cannot be learnt.
     """
+    resolved = partial(_resolved, day, newest=chain.newest_number())
     base = finished(chain)
     last = max(base.context.data_days)
     made = _version_of(chain, base, day) if day in base.context.data_days else None
@@ -74,16 +78,16 @@ def resolve(chain: Chain, day: str, *, inputs: Callable[[VersionManifest], str],
         below = base_of(chain, made)
         wanted = inputs(below)
         if made.lineage.inputs == wanted:
-            return _resolved(day, below, Lineage(verb=VERB, day=day, inputs=wanted), done=made.version)
+            return resolved(below, Lineage(verb=VERB, day=day, inputs=wanted), done=made.version)
         if made.version == _origin(chain, base).version:
             note = f"{day} has other inputs than version {made.version}: a new version takes its place"
             lineage = Lineage(verb=VERB, day=day, inputs=wanted, supersedes=base.link)
-            return _begun(chain, _resolved(day, below, lineage, note=note))
+            return _begun(chain, resolved(below, lineage, note=note))
     if day <= last:
         _refuse_out_of_order(day, base, made, allow)
     else:
         _refuse_gap(day, last, allow)
-    return _begun(chain, _resolved(day, base, Lineage(verb=VERB, day=day, inputs=inputs(base))))
+    return _begun(chain, resolved(base, Lineage(verb=VERB, day=day, inputs=inputs(base))))
 
 
 def base_of(chain: Chain, version: VersionManifest) -> VersionManifest:
@@ -116,11 +120,17 @@ def history(chain: Chain, base: VersionManifest) -> list[VersionManifest]:
 
 
 def _resolved(
-    day: str, base: VersionManifest, lineage: Lineage, *, done: int | None = None, note: str = ""
+    day: str, base: VersionManifest, lineage: Lineage, *, newest: int, done: int | None = None, note: str = ""
 ) -> Resolved:
-    learnt = tuple(sorted({*base.context.data_days, day}))
     return Resolved(
-        day=day, base=base.version, parent=base.version, learnt=learnt, lineage=lineage, done=done, note=note
+        day=day,
+        newest=newest,
+        base=base.version,
+        parent=base.version,
+        learnt=tuple(sorted({*base.context.data_days, day})),
+        lineage=lineage,
+        done=done,
+        note=note,
     )
 
 

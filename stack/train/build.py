@@ -186,13 +186,15 @@ def build_loop(
     *,
     device: torch.device,
     checkpoint: Checkpoint | None,
+    newest: int | None = None,
     origin: Checkpoint | None = None,
     stretch: Stretch | None = None,
 ) -> Loop:
     """Everything ready to learn from a stretch of days (None: all of `train`), from the beginning or from `checkpoint`.
 
-    Its versions go into the chain of the run, with `checkpoint` as the parent of the first. Without one the model
-    begins with the numbers of `origin`, a version of another chain, or with its first values.
+    Its versions go into the chain of the run, with `checkpoint` as the parent of the first; `newest` is the number of
+    the newest version when that was chosen (None: now). Without a checkpoint the model begins with the numbers of
+    `origin`, a version of another chain, or with its first values.
     """
     dataset = Dataset(setup.dataset)
     stretch = stretch or full_training(setup, checkpoint, origin)
@@ -234,6 +236,7 @@ def build_loop(
             options=setup.checkpoint,
             crew=crew(patience_seconds=setup.train.collective_timeout_seconds),
             parent=None if checkpoint is None else checkpoint.manifest,
+            newest=newest,
             clocks={} if restored is None or checkpoint is None else restored.clocks,
             rewritten=() if restored is None else restored.rewritten,
             after=Retention(chain, setup.checkpoint),

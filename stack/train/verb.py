@@ -38,6 +38,7 @@ def train(setup: Setup) -> None:
         folder = setup.run.folder
         chain = chain_of(setup.chain_place)
         check_start(folder, chain=chain, composed=setup.composed, resume=setup.train.resume)
+        newest = chain.newest_number()
         checkpoint = sound_checkpoint(chain, setup.checkpoint)
         origin = None if checkpoint is not None else origin_of(setup.checkpoint)
         barrier()  # nobody writes before everybody has looked
@@ -53,7 +54,7 @@ def train(setup: Setup) -> None:
             chain_of(setup.chain_place, for_writing=True)  # refuses what cannot keep a chain before any work is done
         barrier()
         with held(chain, checkpoint, setup.checkpoint):
-            loop = build_loop(setup, device=device, checkpoint=checkpoint, origin=origin)
+            loop = build_loop(setup, device=device, checkpoint=checkpoint, newest=newest, origin=origin)
         finished = loop.run()
     if not finished:
         say(f"stopped as asked, and saved: the same command goes on from {folder}")

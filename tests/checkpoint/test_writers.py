@@ -20,13 +20,13 @@ from stack.checkpoint import leases, save
 from stack.checkpoint.chain import Chain, chain_of
 from stack.checkpoint.config import CheckpointConfig
 from stack.checkpoint.leases import Lease, drop_expired, held, reading, write_lease
-from stack.checkpoint.load import open_version
+from stack.checkpoint.load import Checkpoint, open_version
 from stack.checkpoint.posix_store import PosixStore
 from stack.checkpoint.retain import prune
 from stack.checkpoint.save import ChainWriter
 from stack.checkpoint.tensors import TensorFile
 from stack.checkpoint.verify import verify
-from tests.checkpoint.chains import DELTAS, Toy, check, together
+from tests.checkpoint.chains import DELTAS, Meeting, Toy, check, together
 from tests.checkpoint.fault_worker import KEEP, LATER_SECONDS, facts_of, save_day, toy_before
 
 NUM_ROUNDS = 20
@@ -97,6 +97,25 @@ def test_a_writer_that_slept_while_others_committed_is_refused_and_nothing_is_lo
         stale()
     assert chain.store.list() == before
     check(chain, chain.manifest(3), toy_before(chain, 3))
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_version_that_came_while_the_parent_was_read_is_noticed_by_all_processes(tmp_path: Path, late: int) -> None:
+    """The number was counted when the writer was made: one more version would have forked the chain, unseen."""
+    chain = chain_of(tmp_path, for_writing=True)
+    save_day(chain, 1)
+    toy = toy_before(chain, 2)
+    save_day(chain, 2)
+    meeting = Meeting(2)
+    results = together(
+        2,
+        lambda rank: ChainWriter(
+            chain, options=DELTAS, crew=meeting.crew(rank), parent=toy.parent, newest=1 if rank == late else 2
+        ),
+    )
+    for result in results:
+        assert isinstance(result, CheckpointError)
+        assert "another job has committed version 2 while this one read what it builds on" in str(result)
 
 
 class Sleeps(PosixStore):
@@ -193,6 +212,11 @@ def test_a_reader_with_a_lease_reads_on_while_its_version_is_pruned(tmp_path: Pa
         open_version(chain, chain.manifest(2))
 
 
+def open_version_without_looking(chain: Chain, opened: Checkpoint) -> Checkpoint:
+    """Knows what it would read, and has read nothing."""
+    return Checkpoint(store=chain.store, manifest=opened.manifest, layers=opened.layers)
+
+
 def test_what_a_reader_without_a_lease_has_open_survives_and_what_it_has_not_is_named(tmp_path: Path) -> None:
     """Open maps live as long as who has them."""
     chain = chain_of(tmp_path, for_writing=True)
@@ -205,10 +229,11 @@ def test_what_a_reader_without_a_lease_has_open_survives_and_what_it_has_not_is_
     prune(chain, KEEP)
     assert before.weight_ND.equal(file.take("weight", torch.arange(12)))
     assert before.weight_ND.equal(file.all()["weight"])
-    with pytest.raises((CheckpointError, FileNotFoundError), match=opened.manifest.data):
-        opened.verify()
-    with pytest.raises((CheckpointError, FileNotFoundError), match=opened.manifest.data):
-        opened.dense()
+    for read in (opened.verify, opened.dense, opened.optimizer, opened.loop):
+        with pytest.raises(CheckpointError, match=f"{opened.manifest.data}/.* is missing"):
+            read()
+    with pytest.raises(CheckpointError, match=f"{opened.manifest.data}/.* is missing: its version was pruned while"):
+        open_version_without_looking(chain, opened).table_rows("item", 0, 12)
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from stack.base.dist import process_group
 from stack.base.errors import CheckpointError, ConfigError, DataError
-from stack.checkpoint.load import open_version
+from stack.checkpoint.chain import Chain
+from stack.checkpoint.load import Checkpoint, open_version
 from stack.checkpoint.restore import restore
 from stack.daily import day as day_module
 from stack.daily.config import DailyConfig
@@ -175,6 +176,25 @@ def test_days_after_one_that_was_restored_are_those_of_before(learnt: Run, tmp_p
 def test_full_training_does_not_go_on_after_days(learnt: Run) -> None:
     with pytest.raises(CheckpointError, match=rf"goes on by days, {DAYS[4]} is its last: go on with `stack daily`"):
         first_training(learnt, to_day=DAYS[5])
+
+
+def test_a_version_that_another_job_commits_while_a_day_is_restored_is_noticed_before_the_day_is_learnt(
+    learnt: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy_of(learnt, tmp_path)
+    before, opened = versions(run), day_module.opened
+
+    def meanwhile(own: Chain, number: int, *, verify: bool) -> Checkpoint:
+        restore(own, own.manifest(number))
+        return opened(own, number, verify=verify)
+
+    monkeypatch.setattr(day_module, "opened", meanwhile)
+    with pytest.raises(CheckpointError, match="while this one read what it builds on"):
+        learn_days(run, DAYS[5])
+    assert versions(run) == [*before, before[-1] + 1]
+    monkeypatch.undo()
+    learn_days(run, DAYS[5])
+    assert finished(run)[-1].lineage.day == DAYS[5]
 
 
 def test_options_must_be_those_of_the_run(learnt: Run) -> None:
