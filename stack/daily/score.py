@@ -18,12 +18,12 @@ from stack.data.batch import Batch, Ids, Jagged
 from stack.data.dataset import Dataset
 from stack.data.schema import PADDING_ROW, Feature, Schema
 from stack.evaluate.figures import Figures, figures_of
-from stack.evaluate.metrics import Array
 from stack.evaluate.predict import Predictions, predict
 from stack.evaluate.rows import Rows
 from stack.evaluate.scorer import scorer_of
 from stack.model import UserModel
 from stack.tables.shard import dense_module
+from stack.tasks.metrics import Array
 
 
 def score_day(

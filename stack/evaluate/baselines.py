@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from stack.evaluate.metrics import Array, Floats, Ints
 from stack.evaluate.rows import Rows
+from stack.tasks.metrics import Array, Floats, Ints
 
 ITEM_COUNT = "item_count"
 """Ranking feature: purchases of the item before the day. Ingest gives it as of the day's start."""

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from stack.evaluate.metrics import Array, Floats, entropy, user_aucs, user_sums, weights_or_ones
+from stack.tasks.metrics import Array, Floats, entropy, user_aucs, user_sums, weights_or_ones
 
 CONFIDENCE = 0.95
 Key = TypeVar("Key", bound=Hashable)

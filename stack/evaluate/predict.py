@@ -16,9 +16,9 @@ from torch import Tensor
 from stack.data.batch import Batch
 from stack.data.dataset import Dataset
 from stack.data.loader import Loader
-from stack.evaluate.metrics import Array
 from stack.evaluate.plans import plan_of
 from stack.evaluate.rows import Rows, concatenate, from_batch
+from stack.tasks.metrics import Array
 from stack.tasks.sampling import Sampling
 from stack.telemetry.progress import progress
 

@@ -18,7 +18,7 @@ from stack.base.errors import DataError
 from stack.data.batch import Batch
 from stack.data.dataset import Dataset
 from stack.data.schema import Group
-from stack.evaluate.metrics import Array, Ints
+from stack.tasks.metrics import Array, Ints
 
 
 @dataclass(frozen=True, kw_only=True)

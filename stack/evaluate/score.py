@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stack.evaluate import bootstrap, metrics
-from stack.evaluate.metrics import Array, Floats, Ints
+from stack.evaluate import bootstrap
 from stack.evaluate.report import Bin, Comparison, Estimate, Score, SetReport, estimate
+from stack.tasks import metrics
+from stack.tasks.metrics import Array, Floats, Ints
 
 MODEL, BASELINE = "model", "baseline"
 HIGHER_IS_BETTER = {

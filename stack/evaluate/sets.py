@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stack.evaluate.metrics import Array, Floats, Ints
 from stack.evaluate.rows import Rows
+from stack.tasks.metrics import Array, Floats, Ints
 from stack.tasks.sampling import Sampling, score_rate
 
 OBSERVED = 0

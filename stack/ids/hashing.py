@@ -12,18 +12,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from stack.data.keys import UNKNOWN_KEY
+
+if TYPE_CHECKING:  # servers have no torch
+    from torch import Tensor
 
 SALT_ROW, SALT_SECOND_ROW, SALT_OWNER, SALT_INDEX, SALT_WAITING = range(5)
 """One for each use of the hash, so that who owns a key says nothing of its place there."""
 
-Keys = TypeVar("Keys", NDArray[np.int64], Tensor)
+Keys = TypeVar("Keys", NDArray[np.int64], "Tensor")
 
 _MAX = (1 << 63) - 1
 
@@ -128,11 +130,11 @@ def _meets(probability: float, others: int) -> float:
 
 
 def _side_by_side(first_N: Keys, second_N: Keys) -> Keys:
-    if isinstance(first_N, Tensor):
-        import torch
+    if isinstance(first_N, np.ndarray):
+        return np.stack([first_N, second_N], axis=1)
+    import torch
 
-        return torch.stack([first_N, second_N], dim=1)
-    return np.stack([first_N, second_N], axis=1)
+    return torch.stack([first_N, second_N], dim=1)
 
 
 def _signed(value: int) -> int:

@@ -10,11 +10,12 @@ import pytest
 from stack.base.errors import DataError
 from stack.data.dataset import Dataset
 from stack.data.schema import Group
-from stack.evaluate import baselines, metrics
+from stack.evaluate import baselines
 from stack.evaluate import rows as rows_module
 from stack.evaluate.assess import Assessor, assess
 from stack.evaluate.predict import Predictions
 from stack.evaluate.rows import Rows, read_day, read_days
+from stack.tasks import metrics
 
 
 def rows(

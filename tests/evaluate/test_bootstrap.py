@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stack.evaluate import bootstrap, metrics
+from stack.evaluate import bootstrap
+from stack.tasks import metrics
 
 
 def sample(num_users: int = 40, num_examples: int = 900, seed: int = 1) -> tuple[np.ndarray, ...]:

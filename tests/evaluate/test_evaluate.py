@@ -15,9 +15,9 @@ from stack.data.loader import Loader
 from stack.evaluate import report as report_module
 from stack.evaluate.config import EvaluateConfig
 from stack.evaluate.evaluate import Trained, evaluate, held_out_days
-from stack.evaluate.metrics import auc, gauc
 from stack.evaluate.rows import read_days
 from stack.evaluate.sets import evaluation_sets
+from stack.tasks.metrics import auc, gauc
 
 SETTINGS = EvaluateConfig(num_replicates=20, timelines_per_batch=9, baseline_rows=10**6)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stack.evaluate import metrics
 from stack.evaluate.score import BASELINE, MODEL, Entry, reliability, score_set, target
+from stack.tasks import metrics
 
 
 def entry(name: str, score: np.ndarray, *, calibrated: bool = True) -> Entry:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from stack.data.schema import IMPRESSION_LABELS, Group
-from stack.evaluate import metrics
 from stack.evaluate.rows import Rows
 from stack.evaluate.sets import evaluation_sets
+from stack.tasks import metrics
 from stack.tasks.sampling import Sampling
 
 GROUP = Group(name="impression", labels=IMPRESSION_LABELS)

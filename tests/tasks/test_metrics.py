@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from stack.evaluate import metrics
+from stack.tasks import metrics
 from tests.evaluate import slow
 
 EXAMPLES = st.lists(
