@@ -13,8 +13,18 @@ import fsspec
 import pytest
 
 _SERVER = """
-import sys
+import sys, threading
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
+lock = threading.RLock()
+def one_at_a_time(method):
+    def call(*args, **kwargs):
+        with lock:
+            return method(*args, **kwargs)
+    return call
+# S3 looks and puts as one step; moto's threads look first and put later, so two of them could both find nothing there
+for name in ("put_object", "_key_response_post"):
+    setattr(S3Response, name, one_at_a_time(getattr(S3Response, name)))
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)

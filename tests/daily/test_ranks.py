@@ -55,7 +55,7 @@ def test_what_one_process_refuses_all_refuse(trained: Run, tmp_path: Path) -> No
     assert finished(run)[-1].context.data_days == (*DAYS[:2], DAYS[3])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_is_killed_in_a_day_is_started_again_and_nothing_is_lost(trained: Run, tmp_path: Path) -> None:
     whole, broken = copy_of(trained, tmp_path / "whole"), copy_of(trained, tmp_path / "broken")
     _on_two(Nights(run=whole, first=DAYS[2], last=DAYS[3]))

@@ -15,7 +15,7 @@ from tests.prepared import write_prepared
 from tests.train.test_pipeline import files
 from tests.train.worker import Run, losses
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 KEEP_ALL = {"keep_last": 20}
 RUNS = {
