@@ -19,6 +19,7 @@ from stack.model import UserModel, enabled_tasks
 from stack.tasks import Enabled, TasksConfig
 from stack.tasks.ctr import CtrConfig
 from stack.tasks.follow import FollowConfig
+from stack.tasks.next_item import NextItemConfig
 from stack.tasks.shop import ShopConfig
 from stack.towers.behavior import Behavior, PropertyUse
 from stack.towers.config import Attention, ModelConfig
@@ -26,7 +27,9 @@ from stack.towers.user import Pooling
 from tests.batches import random_batch, small_model
 from tests.prepared import SCHEMA
 
-DENSE = TasksConfig(ctr=CtrConfig(dense_features=True), follow=FollowConfig(dense_features=True))
+DENSE = TasksConfig(
+    ctr=CtrConfig(dense_features=True), follow=FollowConfig(dense_features=True), next_item=NextItemConfig()
+)
 WITH_SHOP = TasksConfig(shop=ShopConfig())
 CONFIGS = [
     ModelConfig(),

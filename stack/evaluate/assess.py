@@ -57,7 +57,7 @@ class Assessor:
         model = predictions.score[selection.index_S]
         if model.ndim == 1:
             model = selection.logits(predictions.score)
-        entries = [Entry(name="model", kind=MODEL, score=model, calibrated=True)]
+        entries = [Entry(name="model", kind=MODEL, score=model, calibrated=plan.calibrated)]
         train, fitted = self._baselines(plan, name, held, num_classes=model.shape[-1] if model.ndim == 2 else 0)
         for title, baseline in fitted.items():
             calibrated = baseline.calibrated and plan.weight is None

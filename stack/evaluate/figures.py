@@ -33,7 +33,7 @@ def _of_task(task: str, predicted: Predictions) -> dict[str, dict[str, float | N
         label_E = held.labels[plan.label]
         weight_E = None if plan.weight is None else held.labels[plan.weight]
         asked = target(held.user_E, label_E.astype(np.int64) if by_class else label_E, weight_E)
-        entry = Entry(name=task, kind=MODEL, score=score, calibrated=True)
+        entry = Entry(name=task, kind=MODEL, score=score, calibrated=plan.calibrated)
         statistics = (class_statistics if by_class else binary_statistics)(entry, asked)
         values = {metric: statistic(np.ones(asked.num_users)) for metric, statistic in statistics.items()}
         found[name] = {metric: value if math.isfinite(value) else None for metric, value in values.items()}

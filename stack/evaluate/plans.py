@@ -24,18 +24,23 @@ class Question(Enum):
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """`headline` is the metric whose verdict is said. `weight` is the label that weighs a task's loss: its log-odds
-    are calibrated under these weights only, so baselines fitted without them are compared by order alone."""
+    are calibrated under these weights only, so baselines fitted without them are compared by order alone. Scores that
+    are not `calibrated` are right up to a number for each moment, and are judged by order alone."""
 
     group: str
     label: str
     question: Question
     headline: str
     weight: str | None = None
+    calibrated: bool = True
 
 
 PLANS: Mapping[str, Plan] = {
     "ctr": Plan(group="impression", label="clicked", question=Question.IMPRESSION, headline="gauc"),
     "rank": Plan(group="impression", label="clicked", question=Question.IMPRESSION, headline="gauc", weight="weight"),
+    "next_item": Plan(
+        group="impression", label="clicked", question=Question.IMPRESSION, headline="gauc", calibrated=False
+    ),
     "power": Plan(group="price", label="tier", question=Question.CLASSES, headline="accuracy"),
     "follow": Plan(group="follow", label="responded", question=Question.RESPONSE, headline="auc"),
     "shop": Plan(group="shop", label="visited", question=Question.CHOICE, headline="gauc"),

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from stack.tasks.ctr import CtrConfig, CtrTask
 from stack.tasks.follow import FollowConfig, FollowTask
+from stack.tasks.next_item import NextItemConfig, NextItemTask
 from stack.tasks.power import PowerConfig, PowerTask
 from stack.tasks.rank import RankConfig, RankTask
 from stack.tasks.shop import ShopConfig, ShopTask
@@ -14,6 +15,7 @@ __all__ = [
     "CtrTask",
     "Enabled",
     "FollowTask",
+    "NextItemTask",
     "PowerTask",
     "RankTask",
     "Scorer",
@@ -40,3 +42,5 @@ class TasksConfig:
     # response to a campaign
     shop: ShopConfig = field(default_factory=lambda: ShopConfig(enabled=Enabled.never))
     # the shop visited next; kept for the transfer study
+    next_item: NextItemConfig = field(default_factory=lambda: NextItemConfig(enabled=Enabled.never))
+    # the item taken next, for retrieval from an index

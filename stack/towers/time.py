@@ -21,14 +21,17 @@ def hour_bucket(seconds_T: Tensor) -> Tensor:
 
 
 def is_weekend(seconds_T: Tensor) -> Tensor:
-    """1 on Saturdays and Sundays, else 0 (1970-01-01 was a Thursday)."""
-    day_T = seconds_T.div(SECONDS_PER_DAY, rounding_mode="floor")
-    return ((day_T + 3).remainder(7) >= 5).long()
+    """1 on Saturdays and Sundays, else 0 (1970-01-01 was a Thursday).
+
+    By remainders alone: exported graphs divide in float32, where seconds of our days are a minute apart.
+    """
+    return ((seconds_T + 3 * SECONDS_PER_DAY).remainder(7 * SECONDS_PER_DAY) >= 5 * SECONDS_PER_DAY).long()
 
 
 def gap_bucket(gap_seconds_T: Tensor) -> Tensor:
     """1..NUM_GAPS - 1: powers of two of the gap. Negative gaps count as 0 seconds."""
-    edges = 2 ** torch.arange(1, NUM_GAPS - 1, device=gap_seconds_T.device) - 1
+    # A shift, not 2 ** ...: AOTInductor takes powers of whole numbers wrong (torch 2.13).
+    edges = torch.bitwise_left_shift(1, torch.arange(1, NUM_GAPS - 1, device=gap_seconds_T.device)) - 1
     return torch.bucketize(gap_seconds_T, edges, right=True) + 1
 
 

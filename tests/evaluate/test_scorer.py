@@ -16,6 +16,7 @@ from stack.evaluate.predict import predict
 from stack.evaluate.scorer import scorer_of
 from stack.tasks import TASKS, Enabled, TasksConfig
 from stack.tasks.ctr import CtrConfig
+from stack.tasks.next_item import NextItemConfig
 from stack.tasks.rank import RankConfig
 from stack.tasks.sampling import Sampling
 from stack.tasks.shop import ShopConfig
@@ -62,7 +63,8 @@ def test_predictions_equal_a_forward_pass_over_the_whole_days_at_once(dataset: D
 
 
 def test_every_registered_task_is_evaluated_from_end_to_end(dataset: Dataset, tmp_path: Path) -> None:
-    model = small_model(ModelConfig(query=False), tasks=TasksConfig(shop=ShopConfig(enabled=Enabled.always)))
+    asked = TasksConfig(shop=ShopConfig(enabled=Enabled.always), next_item=NextItemConfig(enabled=Enabled.always))
+    model = small_model(ModelConfig(query=False), tasks=asked)
     trained = Trained(
         name="untrained",
         step=0,

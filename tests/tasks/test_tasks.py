@@ -47,7 +47,7 @@ def test_registry_and_config_name_the_same_tasks() -> None:
     assert (
         sorted(TASKS)
         == sorted(field.name for field in fields(TasksConfig))
-        == ["ctr", "follow", "power", "rank", "shop"]
+        == ["ctr", "follow", "next_item", "power", "rank", "shop"]
     )
 
 
