@@ -151,8 +151,11 @@ def _evaluate(job: Job) -> None:
 
 
 def _export(job: Job) -> None:
+    if job.export.delta_of is not None:
+        _export_delta(job)
+        return
     from stack.export.export import Trained, export
-    from stack.export.ids import exported_ids
+    from stack.export.tables import trained_ids
     from stack.train.id_state import id_maps
 
     with _open_run(job, verb="export", version=job.export.version) as (run, _):
@@ -161,9 +164,22 @@ def _export(job: Job) -> None:
             model=run.user_model,
             checkpoint=run.checkpoint,
             dataset=run.dataset,
-            ids=exported_ids(id_maps(run.model), run.dataset.schema),
+            ids=trained_ids(id_maps(run.model), run.dataset.schema),
         )
-        export(trained, folder=job.run.folder / "package", config=job.export)
+        folder = Path(job.export.out) if job.export.out else job.run.folder / "package"
+        export(trained, folder=folder, config=job.export)
+
+
+def _export_delta(job: Job) -> None:
+    """Of rows alone: without the model, and what it needs."""
+    from stack.checkpoint.chain import chain_of
+    from stack.export.rows_alone import export_delta
+    from stack.train.run_folder import CHECKPOINTS, saved_configuration
+
+    _refuse_several_processes("export")
+    saved = from_yaml(saved_configuration(job.run.folder))
+    store = job.checkpoint.store or saved.checkpoint.store or job.run.folder / CHECKPOINTS
+    export_delta(chain_of(store), config=job.export, verify=job.checkpoint.verify)
 
 
 def _serve(job: Job) -> None:
@@ -227,16 +243,21 @@ ACTIONS: Mapping[str, Callable[[Job], None]] = {
 @contextmanager
 def _open_run(job: Job, *, verb: str, version: str | None) -> Iterator[tuple[TrainedRun, torch.device]]:
     """The run of `job.run`, configured as it was trained; `version` None is its newest."""
-    from stack.train.trained import open_run, saved_configuration
+    from stack.train.run_folder import saved_configuration
+    from stack.train.trained import open_run
 
-    if world().size > 1:
-        raise ConfigError(f"stack {verb} runs in one process, not {world().size}: start it without torchrun")
+    _refuse_several_processes(verb)
     saved = from_yaml(saved_configuration(job.run.folder))
     saved.run = job.run
     saved.checkpoint = replace(job.checkpoint, store=job.checkpoint.store or saved.checkpoint.store)
     device = own_device()
     with process_group(device=device):
         yield open_run(setup_of(saved), version=version, device=device), device
+
+
+def _refuse_several_processes(verb: str) -> None:
+    if world().size > 1:
+        raise ConfigError(f"stack {verb} runs in one process, not {world().size}: start it without torchrun")
 
 
 def _refuse_options_of_the_run(verb: str, arguments: Sequence[str]) -> None:

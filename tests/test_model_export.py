@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.export import Dim, export
 
 from stack.data.schema import Feature
-from stack.export.lstm import KeepLSTM
+from stack.export.lstm import ForGraphs
 from stack.layers.attention import TargetWeights
 from stack.layers.norm import Norm
 from stack.model import UserModel
@@ -48,7 +48,7 @@ def test_the_user_half_exports_for_any_number_of_rows_and_events(name: str) -> N
     model = small_model(config).eval().requires_grad_(False)
     half = UserHalf(model.user, model.target).eval()
     dims = ({0: ROW, 1: LENGTH},) * 3 + ({0: ROW},) * 4
-    with KeepLSTM():
+    with ForGraphs():
         exported = export(half, _user_inputs(config, 3, 9), dynamic_shapes=dims).module()
     for sizes in ((1, 1), (1, 2), (5, 17)):
         inputs = _user_inputs(config, *sizes)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from stack.__main__ import main
 from stack.evaluate.report import read
-from stack.serve.predictor import Predictor
-from stack.serve.request import Decoder, Limits
+from tests.export.recorded import Asked
 
 NUM_DAYS = 4
 START = 1_488_326_400
@@ -64,14 +62,16 @@ def test_raw_ids_from_the_log_to_the_server(tmp_path: Path, capsys: pytest.Captu
     )
     scorers = {score.name for score in read(tmp_path / "raw" / "report.json").tasks[0].sets[0].scores}
     assert {"model", "popularity", "own frequency"} <= scorers
-    assert main(["export", *run, "export.tolerance=1e-5", "export.parity_timelines=8"]) == 0
+    options = ["export.tolerance=1e-5", "export.parity_timelines=8", "export.row_type=fp32"]
+    assert main(["export", *run, *options]) == 0, capsys.readouterr().err
 
-    predictor = Predictor(tmp_path / "raw" / "package")
-    predictor.warm_up()
-    decoder = Decoder(predictor.manifest, Limits(num_events=10, num_candidates=10, num_ids=10))
+    asked = Asked(tmp_path / "raw" / "package")
     seen = {"time": [START, START + 5], "item": [item(3), item(4)], "brand": ["b3", None], "tags": [["t0", "t3"], []]}
     candidates = {"item": [item(1), item(2), 5], "shop": [2, 3, 2], "tags": [["t1"], ["t2"], ["t1"]]}
     body = {"now": START + 9, "events": seen, "group": "impression", "candidates": candidates}
-    answer = predictor.score(decoder.score(msgspec.json.encode(body)))
-    assert answer.unknown == {"candidates.item": 1}, "of the items one was never seen; hashes know all"
-    assert len(set(answer.scores["ctr"])) == 3  # type: ignore[arg-type]
+    _, scores, unknown = asked.score(body)
+    assert unknown == {"candidates.item": 1}, "of the items one was never seen; hashes know all"
+    assert len(set(scores["ctr"])) == 3  # type: ignore[arg-type]
+    recorded = asked.assert_answers_as_recorded()
+    assert recorded
+    assert all("tags" not in one.body["candidates"] for one in recorded), "texts cannot be told from their hashes"  # type: ignore[operator]

@@ -167,6 +167,14 @@ class Chain:
             raise CheckpointError(f"{self.store.url} has no version of day {asked!r}; it has {has}, or give a number")
         return known[asked]
 
+    def finished(self, asked: str | None) -> VersionManifest:
+        """As `find`, but of a run that goes on by days the newest is the last finished one: a save on the way to a day
+        has passed no check."""
+        found = self.find(asked)
+        if asked is None and found.lineage.day is not None:
+            return next(one for one in self.line(found) if one.complete)
+        return found
+
     def has_files(self, version: VersionManifest) -> bool:
         """Whether the version's files are still there: the first that pruning deletes is."""
         try:

@@ -3,41 +3,50 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from stack.base.errors import PackageError
-from stack.base.files import folder_aside
+from stack.base.files import folder_aside, write_bytes
+from stack.base.version import code_version
 from stack.checkpoint.load import Checkpoint
 from stack.data.dataset import Dataset
-from stack.data.loader import Loader
-from stack.data.schema import Schema
+from stack.export.catalogue import retriever_of, write_index
 from stack.export.config import ExportConfig
-from stack.export.graphs import build_graphs
-from stack.export.ids import ExportedIds
-from stack.export.lookup import write_map
+from stack.export.fields import fields_of
+from stack.export.graphs import Graphs, build_graphs
+from stack.export.judge import Judged, Trial, held_out_day, judge
+from stack.export.lookup import write_list
 from stack.export.package import (
+    AUDITS,
+    DEFAULT,
     FORMAT_VERSION,
+    IDS,
+    MANIFEST,
     PARITY,
+    QUALITY,
+    REQUESTS,
+    ROWS,
+    IdKind,
     Lineage,
     PackageManifest,
     Parity,
+    Retrieval,
     Table,
-    Vocabulary,
     describe_files,
+    refuse_name,
     write_manifest,
 )
-from stack.export.parity import ParityCheck
-from stack.export.rows import write_table, write_vocabulary
-from stack.export.runner import Runner
+from stack.export.runs import write_run
+from stack.export.sign import sign, write_signature
+from stack.export.tables import ExportedTable, TrainedIds, TrainedRows, exported_tables
 from stack.model import UserModel
 from stack.telemetry.console import say
 
@@ -52,110 +61,118 @@ class Trained:
     model: UserModel
     checkpoint: Checkpoint
     dataset: Dataset
-    ids: ExportedIds = field(default_factory=ExportedIds)
+    ids: TrainedIds = field(default_factory=TrainedIds)
 
 
 def export(trained: Trained, *, folder: Path, config: ExportConfig) -> PackageManifest:
     """Writes the package to `folder`, whole or not at all.
 
-    Raises: `PackageError` where `folder` exists and is not to be replaced, or the package differs from the model.
+    Raises: `PackageError` where `folder` exists and is not to be replaced, a table is not the run's, or the package
+    differs from the model or loses too much by the type of its rows.
     """
+    refuse_name(trained.name, what="run")
     if folder.exists() and not config.overwrite:
         raise PackageError(f"{folder} exists: packages are not changed; set export.overwrite=true to replace it whole")
+    if config.sign_key is not None:
+        sign(b"", Path(config.sign_key))  # minutes pass before the package can be signed
     trained.model.eval()
-    trained.ids.check(trained.dataset.schema)
-    dims = {name: table.dim for name, table in trained.checkpoint.manifest.tables.items()}
-    graphs = build_graphs(trained.model, trained.dataset.schema, dims)
+    checkpoint, schema = trained.checkpoint, trained.dataset.schema
+    dims = {name: table.dim for name, table in checkpoint.manifest.tables.items()}
+    graphs = build_graphs(trained.model, schema, dims, formats=config.formats)
+    tables = exported_tables(
+        trained.model.places.tables(), schema=graphs.schema, dataset=trained.dataset, checkpoint=checkpoint,
+        ids=trained.ids,
+    )  # fmt: skip
+    _refuse_unknown_tables(config, trained.model.places.tables())
     with folder_aside(folder) as aside:
-        tables = dict(_write_tables(trained, aside))
-        vocabularies = dict(_write_vocabularies(trained, graphs.schema, aside))
-        graphs.save(aside)
-        manifest = PackageManifest(
-            format_version=FORMAT_VERSION,
-            schema=graphs.schema,
-            max_history=trained.dataset.manifest.max_history,
-            max_events=config.max_events,
-            vector_dim=trained.model.user.num_outputs,
-            query_in_vector=trained.model.user.query is not None,
-            scorer_needs_states=graphs.scorer_needs_states,
-            graphs=graphs.described,
-            tasks=graphs.tasks,
-            tables=tables,
-            vocabularies=vocabularies,
-            lineage=_lineage(trained),
-            parity=NO_PARITY,
-            files={},
+        described = dict(_write_tables(trained, tables, aside, config))
+        _write_lists(tables, aside)
+        graphs.save(aside, config.formats)
+        manifest = _manifest(trained, graphs, tables, described, config)
+        trial = Trial(
+            folder=aside, manifest=manifest, modules=graphs.modules, model=trained.model, checkpoint=checkpoint,
+            dataset=trained.dataset, tables=tables, config=config,
+        )  # fmt: skip
+        judged = judge(trial)
+        retrieval = _write_index(trained, trial, judged, aside)
+        _write_found(aside, judged)
+        manifest = msgspec.structs.replace(
+            manifest, parity=judged.parity, audits=judged.findings, retrieval=retrieval, files=describe_files(aside)
         )
-        parity = _check_parity(trained, aside, manifest, config)
-        (aside / PARITY).write_bytes(msgspec.json.format(msgspec.json.encode(parity), indent=1))
-        files = describe_files(aside)
-        manifest = write_manifest(aside, msgspec.structs.replace(manifest, parity=parity, files=files))
-    say(
-        f"exported {trained.name} at step {trained.checkpoint.manifest.step} to {folder}: "
-        f"{sum(file.num_bytes for file in manifest.files.values()) / 1e6:,.1f} MB, {len(tables)} tables; largest "
-        f"difference from the trained model {parity.worst:.2g} over {parity.num_moments} moments"
-    )
+        manifest = write_manifest(aside, manifest)
+        if config.sign_key is not None:
+            write_signature(aside, sign((aside / MANIFEST).read_bytes(), Path(config.sign_key)))
+    _tell(trained, manifest, judged, folder)
     return manifest
 
 
-def _write_tables(trained: Trained, folder: Path) -> Iterator[tuple[str, Table]]:
-    def parts(table: str) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        for shard in trained.checkpoint.table_parts(table, with_state=False):
-            weight_ND = shard.weight_ND.float().numpy()
-            yield np.arange(shard.first_row, shard.first_row + len(weight_ND)), weight_ND
-
-    for table in trained.model.places.tables():
-        entry = trained.checkpoint.manifest.tables[table]
-        file = folder / "tables" / f"{table}.npy"
-        num_rows = entry.num_rows
-        if table in trained.ids.summed:
-            num_rows = 1 + len(trained.dataset.vocabulary(table).raw)
-            write_table(file, num_rows=num_rows, dim=entry.dim, parts=trained.ids.sums(table, num_rows, parts(table)))
-        else:
-            write_table(file, num_rows=num_rows, dim=entry.dim, parts=parts(table))
-        yield table, Table(num_rows=num_rows, dim=entry.dim)
+def _refuse_unknown_tables(config: ExportConfig, tables: tuple[str, ...]) -> None:
+    for table in config.row_types:
+        if table not in tables:
+            raise PackageError(f"export.row_types names the table {table!r}; the run has: {', '.join(tables)}")
 
 
-def _write_vocabularies(trained: Trained, schema: Schema, folder: Path) -> Iterator[tuple[str, Vocabulary]]:
-    """Vocabularies of all features, or what they have instead. Ids that have no row in their table are left out: it
-    does not know them."""
-    for table in tables_of(schema):
-        raw_ids = trained.dataset.schema.without_vocabulary(table)
-        if raw_ids is not None:
-            yield table, write_map(folder, raw_ids, trained.ids.raw[table])
-            continue
-        raw = trained.dataset.vocabulary(table).raw
-        entry = trained.checkpoint.manifest.tables.get(table)
-        if entry is not None and table not in trained.ids.of_keys:
-            raw = raw.slice(0, entry.num_rows - 1)
-        rows = trained.ids.rows(table, np.arange(1, len(raw) + 1))
-        raw, rows = raw.filter(pa.array(rows > 0)), rows[rows > 0]
-        is_text = not pa.types.is_integer(raw.type)
-        ids = raw.to_pylist() if is_text else raw.to_numpy().astype(np.int64)
-        write_vocabulary(folder / "vocab", table, raw=ids, rows=rows.astype(np.int32))
-        yield table, Vocabulary(num_ids=len(raw), text=is_text)
+def _write_tables(
+    trained: Trained, tables: Mapping[str, ExportedTable], folder: Path, config: ExportConfig
+) -> Iterator[tuple[str, Table]]:
+    for name in trained.model.places.tables():
+        rows, row_type = TrainedRows(tables[name], trained.checkpoint), config.row_type_of(name)
+        place = folder / ROWS / name
+        try:
+            write_run(place, row_type=row_type, dim=rows.dim, num_rows=rows.num_stored, parts=rows.parts())
+        except ValueError as error:  # numbers that the type cannot hold, or that are not finite
+            raise PackageError(f"table {name!r} cannot be kept as {row_type.value}: {error}") from error
+        np.save(place / DEFAULT, rows.default_D, allow_pickle=False)
+        yield name, Table(num_rows=rows.num_stored, dim=rows.dim, row_type=row_type, keyed=tables[name].keyed)
 
 
-def tables_of(schema: Schema) -> list[str]:
-    """The tables of all features a package reads, the user's own where it is a profile feature."""
-    own = {feature.table for feature in schema.profile} & {"user"}
-    return sorted({*schema.tables(), *own})
+def _write_lists(tables: Mapping[str, ExportedTable], folder: Path) -> None:
+    for name, table in tables.items():
+        if table.ids.kind is IdKind.list:
+            write_list(folder / IDS / name, table.key_N, table.row_NK[:, 0])
 
 
-def _check_parity(trained: Trained, folder: Path, manifest: PackageManifest, config: ExportConfig) -> Parity:
-    """On the first day after training, or the last trained one where there is no later."""
-    last = max(trained.checkpoint.manifest.context.data_days)
-    later = [day for day in trained.dataset.days() if day > last]
-    day = later[0] if later else last
-    loader = Loader(trained.dataset, days=[day], global_batch_size=min(config.parity_timelines, 32), num_prefetch=0)
-    check = ParityCheck(Runner(folder, manifest), manifest, trained.model, rows_of=trained.ids.rows)
-    num_timelines = 0
-    for batch in loader:
-        check.add(batch)
-        num_timelines += batch.num_timelines
-        if num_timelines >= config.parity_timelines:
-            break
-    return check.result(config.tolerance)
+def _write_index(trained: Trained, trial: Trial, judged: Judged, folder: Path) -> Retrieval | None:
+    task = retriever_of(trained.model)
+    if task is None:
+        return None
+    days = trained.checkpoint.manifest.context.data_days[-trial.config.index_days :]
+    return write_index(
+        folder, trained.model, task=task, dataset=trained.dataset, days=days, tables=trial.trained_rows(),
+        keys_of=trial.keys_of, queries=judged.queries, exact_up_to=trial.config.exact_up_to,
+    )  # fmt: skip
+
+
+def _manifest(
+    trained: Trained, graphs: Graphs, tables: Mapping[str, ExportedTable], described: dict[str, Table],
+    config: ExportConfig,
+) -> PackageManifest:  # fmt: skip
+    ids = {name: table.ids for name, table in tables.items()}
+    return PackageManifest(
+        format_version=FORMAT_VERSION,
+        name=trained.name,
+        schema=graphs.schema,
+        inputs=fields_of(graphs.schema, ids, max_events=config.max_events),
+        max_history=trained.dataset.manifest.max_history,
+        max_events=config.max_events,
+        vector_dim=trained.model.user.num_outputs,
+        query_in_vector=trained.model.user.query is not None,
+        scorer_needs_states=graphs.scorer_needs_states,
+        formats=tuple(config.formats),
+        graphs=graphs.described,
+        tasks=graphs.tasks,
+        tables=described,
+        ids=ids,
+        lineage=_lineage(trained),
+        parity=NO_PARITY,
+    )
+
+
+def _write_found(folder: Path, judged: Judged) -> None:
+    for name, found in (
+        (PARITY, judged.parities), (QUALITY, judged.quality), (AUDITS, judged.findings), (REQUESTS, judged.requests),
+    ):  # fmt: skip
+        write_bytes(folder / name, msgspec.json.format(msgspec.json.encode(found), indent=1))
 
 
 def _lineage(trained: Trained) -> Lineage:
@@ -164,11 +181,27 @@ def _lineage(trained: Trained) -> Lineage:
     return Lineage(
         run=trained.name,
         step=manifest.step,
+        version=manifest.version,
         checkpoint_digest=manifest.digest,
         source=trained.dataset.manifest.source,
         first_day=min(days),
         last_day=max(days),
+        num_days=len(days),
         code_version=manifest.context.code_version,
+        exported_by=code_version(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions={"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
+        versions={
+            "python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
+            "onnxruntime": version("onnxruntime"),
+        },
+    )  # fmt: skip
+
+
+def _tell(trained: Trained, manifest: PackageManifest, judged: Judged, folder: Path) -> None:
+    num_bytes = sum(file.num_bytes for file in manifest.files.values())
+    say(
+        f"exported {trained.name} at step {trained.checkpoint.manifest.step} to {folder}: {num_bytes / 1e6:,.1f} MB, "
+        f"{len(manifest.tables)} tables; largest difference from the trained model {manifest.parity.worst:.2g} over "
+        f"{manifest.parity.num_moments} moments of {held_out_day(trained.dataset, trained.checkpoint)}"
     )
+    say(judged.quality_line())

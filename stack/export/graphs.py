@@ -1,20 +1,23 @@
-"""All graphs of a model: the user half, and a scorer for each group of examples that has candidates."""
+"""All graphs of a model: the user half, and a scorer for each task that scores candidates."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from stack.data.schema import Group, Schema
-from stack.export.package import USER_HALF, Graph, Input, Kind, Task
-from stack.export.scorer import GroupScorer, scorer_answers, scorer_name
+from stack.export.aoti import save_aoti
+from stack.export.engines import input_name
+from stack.export.onnx import save_onnx
+from stack.export.package import USER_HALF, Graph, GraphFormat, Input, Kind, Task
+from stack.export.scorer import TaskScorer, scorer_answer, scorer_name
 from stack.export.trace import examples, inputs_of, trace
 from stack.export.user_half import STATES, ExportedUserHalf, about_user, user_answers
 from stack.model import UserModel
@@ -22,22 +25,36 @@ from stack.model import UserModel
 
 @dataclass(frozen=True, kw_only=True)
 class Graphs:
-    """Traced programs by name, and what the manifest says of them. `schema` holds just the features they read."""
+    """Traced programs by name, the modules they were traced from, and what the manifest says of them. `schema` holds
+    just the features they read."""
 
     schema: Schema
     programs: dict[str, ExportedProgram]
+    modules: dict[str, nn.Module]
     described: dict[str, Graph]
     tasks: tuple[Task, ...]
     scorer_needs_states: bool
 
-    def save(self, folder: Path) -> None:
-        """Writes one file for each program."""
+    def save(self, folder: Path, formats: Sequence[GraphFormat]) -> None:
+        """Writes a file for each program and format, as `described` names them.
+
+        Raises: `PackageError` where a normalisation would go on learning, or there is no C++ compiler for AOTInductor.
+        """
         (folder / "graphs").mkdir(parents=True)
         for name, program in self.programs.items():
-            torch.export.save(program, folder / self.described[name].file)
+            graph = self.described[name]
+            for graph_format in formats:
+                file = folder / graph.files[graph_format.value]
+                if graph_format is GraphFormat.onnx:
+                    names = [input_name(entry) for entry in graph.inputs]
+                    save_onnx(program, file, inputs=names, outputs=graph.outputs)
+                else:
+                    save_aoti(program, file)
 
 
-def build_graphs(model: UserModel, schema: Schema, dims: Mapping[str, int]) -> Graphs:
+def build_graphs(
+    model: UserModel, schema: Schema, dims: Mapping[str, int], *, formats: Sequence[GraphFormat] = (GraphFormat.onnx,)
+) -> Graphs:
     """Traces a copy of the model, on the CPU, in evaluation mode. `dims`: width by table."""
     half = copy.deepcopy(ExportedUserHalf(model, schema)).cpu().eval()
     widths = _user_widths(model, dims)
@@ -45,48 +62,54 @@ def build_graphs(model: UserModel, schema: Schema, dims: Mapping[str, int]) -> G
     with torch.no_grad():
         user = dict(zip(half.outputs, half(*tensors), strict=True))
     programs = {USER_HALF: trace(half, half.inputs, tensors)}
-    described = {USER_HALF: Graph(file=_file(USER_HALF), inputs=half.inputs, outputs=half.outputs)}
+    modules: dict[str, nn.Module] = {USER_HALF: half}
+    described = {USER_HALF: Graph(files=_files(USER_HALF, formats), inputs=half.inputs, outputs=half.outputs)}
     tasks = list(user_answers(half, schema))
     scorers = _scorers(model, schema)
-    for name, scorer in scorers.items():
+    for scorer in scorers:
+        name = scorer_name(scorer.name)
         programs[name] = trace(scorer, scorer.inputs, _scorer_examples(scorer, user, dims), states=STATES)
-        described[name] = Graph(file=_file(name), inputs=scorer.inputs, outputs=scorer.outputs, group=scorer.group.name)
-        tasks += scorer_answers(scorer)
+        modules[name] = scorer
+        described[name] = Graph(
+            files=_files(name, formats), inputs=scorer.inputs, outputs=scorer.outputs, group=scorer.group.name
+        )
+        tasks.append(scorer_answer(scorer))
     return Graphs(
         schema=Schema(
             event=model.places.event,
             property=model.places.property,
             profile=model.places.profile,
             query=model.places.query,
-            groups=tuple(_read(scorer) for scorer in scorers.values()),
+            groups=_groups(scorers),
             raw_ids=schema.raw_ids,
         ),
         programs=programs,
+        modules=modules,
         described=described,
         tasks=tuple(tasks),
-        scorer_needs_states=any(scorer.states for scorer in scorers.values()),
+        scorer_needs_states=any(scorer.states for scorer in scorers),
     )
 
 
-def _file(name: str) -> str:
-    return f"graphs/{name}.pt2"
+def _files(name: str, formats: Sequence[GraphFormat]) -> dict[str, str]:
+    return {one.value: f"graphs/{name}{one.suffix}" for one in formats}
 
 
-def _scorers(model: UserModel, schema: Schema) -> dict[str, GroupScorer]:
-    names: dict[str, list[str]] = {}
-    for name in model.tasks:
-        if name not in about_user(model, schema):
-            names.setdefault(model.task(name).group, []).append(name)
-    return {
-        scorer_name(group): copy.deepcopy(GroupScorer(model, schema.group(group), tasks)).cpu().eval()
-        for group, tasks in names.items()
-    }
+def _scorers(model: UserModel, schema: Schema) -> list[TaskScorer]:
+    return [
+        copy.deepcopy(TaskScorer(model, schema.group(model.task(name).group), name)).cpu().eval()
+        for name in model.tasks
+        if name not in about_user(model, schema)
+    ]
 
 
-def _read(scorer: GroupScorer) -> Group:
-    """The scorer's group without labels, and without candidates where no task looks at them."""
-    return msgspec.structs.replace(
-        scorer.group, candidate=scorer.group.candidate if scorer.reads_candidate else (), labels=()
+def _groups(scorers: Sequence[TaskScorer]) -> tuple[Group, ...]:
+    """The scored groups without labels, and without candidates where no task looks at them."""
+    reads = {scorer.group.name for scorer in scorers if scorer.reads_candidate}
+    groups = {scorer.group.name: scorer.group for scorer in scorers}
+    return tuple(
+        msgspec.structs.replace(group, candidate=group.candidate if name in reads else (), labels=())
+        for name, group in groups.items()
     )
 
 
@@ -102,7 +125,7 @@ def _user_widths(model: UserModel, dims: Mapping[str, int]) -> dict[Input, int]:
     }
 
 
-def _scorer_examples(scorer: GroupScorer, user: Mapping[str, Tensor], dims: Mapping[str, int]) -> list[Tensor]:
+def _scorer_examples(scorer: TaskScorer, user: Mapping[str, Tensor], dims: Mapping[str, int]) -> list[Tensor]:
     group = scorer.group
     widths = {
         entry: dims[feature.table]

@@ -3,19 +3,24 @@
 An immutable folder, complete only when `manifest.json` is in it::
 
     package/
-      manifest.json                   PackageManifest: schema, graphs, tasks, lineage, size and sha256 of every file
-      parity.json                     ParityReport: exported against trained, on held-out moments
-      graphs/user_half.pt2            once per request   (torch.export; takes looked-up vectors)
-      graphs/scorer_impression.pt2    once per candidate; one scorer for each group of examples that has candidates
-      tables/item.npy                 rows of an embedding table, (rows, D) float32, row 0 = the default
-      vocab/item.ids.npy              raw ids in sorted order (int64, or UTF-8 bytes of fixed width)
-      vocab/item.rows.npy             their rows, int32
+      manifest.json                   PackageManifest: inputs, graphs, tasks, lineage, size and sha256 of every file
+      signature.json                  of the manifest, where export was given a key (`stack.export.sign`)
+      parity.json                     exported against trained, for each format of graph and type of row
+      quality.json                    what each type of row costs: AUC, GAUC, error of the user's vector
+      audits.json                     what was found before the package was allowed to be
+      requests.json                   recorded requests and their answers: a server warms with them and proves itself
+      graphs/user_half.onnx           once per request
+      graphs/score_ctr.onnx           once per candidate; one scorer for each task that scores candidates
+      graphs/user_half.pt2            the same compiled by AOTInductor, where asked for: native code
+      rows/item/rows.npy keys.npy default.npy     rows of a table (`stack.export.runs`), and the row of unknown ids
+      ids/type/keys.npy rows.npy      keys of ids and the rows that they stand for, where the rows have no keys
+      index/index.faiss keys.npy      items by vector, where a task can retrieve (`stack.export.index`)
 
-Of a managed table without a vocabulary `vocab` holds keys (`stack.data.keys`) in place of raw ids, of a hashed one
-nothing: `stack.export.lookup` finds rows in all three ways.
+Raw ids become 64-bit keys (`stack.data.keys`), and keys lead to rows in one of three ways (`IdKind`). Graphs take
+looked-up vectors, so that rows are refreshed without touching them.
 
-All but the graphs can be read without torch; nothing in it is pickled by us. A `.pt2` file is a program: load only
-packages whose origin you trust. The digests guard against damage and mix-ups, not against an author.
+All but the AOTInductor graphs can be read without torch; nothing in it is pickled. A `.pt2` file is a program: load
+only packages whose origin you trust. Digests guard against damage and mix-ups; a signature against other authors.
 """
 
 from __future__ import annotations
@@ -24,8 +29,10 @@ import enum
 import hashlib
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -33,18 +40,32 @@ from msgspec import UNSET, UnsetType
 from stack.base.errors import PackageError
 from stack.base.files import sha256_of
 from stack.data.schema import Schema
-from stack.ids.hashing import HashVariant
+from stack.export.quantize import RowType
+from stack.export.sign import SIGNATURE
+from stack.ids.hashing import HashedRows, HashVariant
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 PARITY = "parity.json"
+QUALITY = "quality.json"
+AUDITS = "audits.json"
+REQUESTS = "requests.json"
+ROWS, IDS, INDEX = "rows", "ids", "index"
+"""Folders."""
+TEXTS = "texts.npy"
+"""Raw ids of the index's items where those are texts: UTF-8 bytes, padded with NUL."""
+DEFAULT = "default.npy"
+"""The row of unknown ids, (D,) float32, beside a table's rows."""
+_CHECK_THREADS = 4
 USER_HALF = "user_half"
 """Name of the graph that runs once per request."""
 USER_VECTOR = "vector"
 """Name of its output that is the user's representation, (B, vector_dim)."""
 MIN_EVENTS = 3
 """Events every graph must be given, padded if need be: tracers treat lengths such as 0 and 1 apart."""
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}){0,3}")
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
+"""What packages, deltas, and files in them may be called."""
+_PATH = re.compile(rf"{NAME}(/{NAME}){{0,3}}")
 
 
 class Kind(enum.Enum):
@@ -80,10 +101,24 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     feature: str = ""
 
 
-class Graph(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A compiled graph: inputs and outputs by position. `group` is the group of examples a scorer scores."""
+class GraphFormat(enum.Enum):
+    """How a graph is kept and run."""
 
-    file: str
+    onnx = "onnx"
+    """ONNX Runtime: data, needs no torch and no compiler."""
+    aoti = "aoti"
+    """AOTInductor: native code, needs torch and, at export, a C++ compiler."""
+
+    @property
+    def suffix(self) -> str:
+        return ".onnx" if self is GraphFormat.onnx else ".pt2"
+
+
+class Graph(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A compiled graph: inputs and outputs by position; a file for each format. `group` is the group of examples
+    whose candidates a scorer scores."""
+
+    files: dict[str, str]
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
     group: str = ""
@@ -108,31 +143,87 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Shape of a table's rows."""
+    """Shape of a table's rows and how its numbers are kept. `keyed`: rows are searched by the key of an id; otherwise
+    by their number."""
 
     num_rows: int
     dim: int
+    row_type: RowType
+    keyed: bool
 
 
-class Vocabulary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`text`: raw ids are strings; otherwise they are 64-bit integers. `hash`: rows are computed from the key of any
-    raw id, in this way, and no ids are listed (`num_ids` is 0)."""
+class IdKind(enum.Enum):
+    """How the key of a raw id leads to its row."""
 
-    num_ids: int
+    key = "key"
+    """Rows have keys."""
+    list = "list"
+    """A list of keys gives the row's number: of properties, which graphs embed, and of hashed vocabularies."""
+    hash = "hash"
+    """The row's numbers are computed from the key, one or two to be summed."""
+
+
+class Ids(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ids of a table. `text`: raw ids are strings; otherwise they are 64-bit integers. `num_ids` is 0 where they
+    are hashed, by `hash` into `num_rows` rows."""
+
+    kind: IdKind
     text: bool
+    num_ids: int = 0
+    num_rows: int = 0
     hash: HashVariant | UnsetType = UNSET
+
+    @property
+    def hashed(self) -> HashedRows | None:
+        """How rows are computed, where they are."""
+        return HashedRows(num_rows=self.num_rows, variant=self.hash) if self.hash else None
+
+    @property
+    def rows_per_id(self) -> int:
+        """Rows that are summed for an id."""
+        hashed = self.hashed
+        return 1 if hashed is None else hashed.rows_per_key
+
+
+class Field(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An input of a request, for those who write one. `per`: event, user, request or candidate; `max_length`: the most
+    values of one request, or of one owner where `multi`; what is missing counts as `default`."""
+
+    name: str
+    dtype: str
+    per: str
+    multi: bool
+    max_length: int
+    default: str
+
+
+class Retrieval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Items by vector. `output` of the user half is searched with; `table` holds the items' raw ids."""
+
+    task: str
+    output: str
+    table: str
+    dim: int
+    num_items: int
+    kind: str
+    recall_at_10: float | None
+    recall_at_100: float | None
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the numbers come from: enough to find the checkpoint, the data and the code again."""
+    """Where the numbers come from: enough to find the checkpoint, the data and the code again. `code_version` is that
+    which trained (with its git commit, where there was one), `exported_by` that which exported."""
 
     run: str
     step: int
+    version: int
     checkpoint_digest: str
     source: str
     first_day: str
     last_day: str
+    num_days: int
     code_version: str
+    exported_by: str
     created: str
     versions: dict[str, str]
 
@@ -145,7 +236,8 @@ class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Largest absolute difference of each output between the package and the trained model."""
+    """Largest absolute difference of each output between the package, in one format with one type of row, and the
+    trained model; of a type that rounds, `tolerance` is for the graphs on the same rounded rows."""
 
     tolerance: float
     num_moments: int
@@ -157,37 +249,68 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return max(self.max_abs_difference.values())
 
 
-class PackageManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything about a package. Features missing from a request take row 0 of their table, the default.
+class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an audit found. `level`: ok, warning or critical."""
+
+    name: str
+    level: str
+    measured: str
+    allowed: str
+
+
+def scorers_of(manifest: PackageManifest, group: str) -> tuple[str, ...]:
+    """The graphs that score candidates of a group."""
+    return tuple(name for name, graph in manifest.graphs.items() if graph.group == group)
+
+
+class Sealed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A manifest: files with their digests, and the sha256 of itself, encoded with an empty digest."""
+
+    format_version: int
+    files: dict[str, File] = {}
+    digest: str = ""
+
+
+class PackageManifest(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything about a package. Features missing from a request take the default row of their table.
 
     `max_history` events before the moment are attended to; `max_events` are accepted and encoded.
     `query_in_vector`: the user vector changes with the query, so it cannot be computed ahead of the request.
     `scorer_needs_states`: scoring needs the user half's states, so a stored user vector is not enough.
-    `digest` is the sha256 of this manifest encoded with an empty digest.
+    `formats`: of the graphs, the first is served unless another is asked for.
     """
 
-    format_version: int
+    name: str
     schema: Schema
+    inputs: tuple[Field, ...]
     max_history: int
     max_events: int
     vector_dim: int
     query_in_vector: bool
     scorer_needs_states: bool
+    formats: tuple[GraphFormat, ...]
     graphs: dict[str, Graph]
     tasks: tuple[Task, ...]
     tables: dict[str, Table]
-    vocabularies: dict[str, Vocabulary]
+    ids: dict[str, Ids]
     lineage: Lineage
     parity: Parity
-    files: dict[str, File]
-    digest: str = ""
+    audits: tuple[Finding, ...] = ()
+    retrieval: Retrieval | None = None
+
+
+def refuse_name(name: str, *, what: str) -> str:
+    """The name itself. Raises: `PackageError` where it could lead out of a folder, or is too long to show."""
+    if not re.fullmatch(NAME, name):
+        raise PackageError(
+            f"{what} {name[:80]!r} cannot be a package's name: it must match {NAME} (letters, digits, '_', '.', '-')"
+        )
+    return name
 
 
 def write_manifest(folder: Path, manifest: PackageManifest) -> PackageManifest:
     """Writes and returns the manifest with its own digest in it."""
-    sealed = msgspec.structs.replace(manifest, digest=_digest(manifest))
-    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(sealed), indent=1))
-    return sealed
+    return write_sealed(folder, manifest)
 
 
 def describe_files(folder: Path) -> dict[str, File]:
@@ -205,31 +328,43 @@ def open_package(folder: Path) -> PackageManifest:
         PackageError: naming the first file that is missing, damaged, not listed, a link, or outside the folder.
     """
     manifest = read_manifest(folder)
-    for name in manifest.files:
-        if not _NAME.fullmatch(name):
-            raise PackageError(f"package {folder}: refused the file name {name!r}: not a plain name inside the package")
-    for name in sorted(set(_walk(folder, folder)) - set(manifest.files) - {MANIFEST}):
-        raise PackageError(f"package {folder}: {name!r} is not listed in {MANIFEST}: remove it, or export again")
-    for name, expected in manifest.files.items():
-        _check(folder, name, expected)
+    check_files(folder, manifest.files)
     return manifest
+
+
+def check_files(folder: Path, files: Mapping[str, File]) -> None:
+    """Compares a folder with what its manifest lists. Raises: `PackageError` naming the first file that differs."""
+    for name in files:
+        if not _PATH.fullmatch(name):
+            raise PackageError(f"package {folder}: refused the file name {name!r}: not a plain name inside the package")
+    for name in sorted(set(_walk(folder, folder)) - set(files) - {MANIFEST, SIGNATURE}):
+        raise PackageError(f"package {folder}: {name!r} is not listed in {MANIFEST}: remove it, or export again")
+    with ThreadPoolExecutor(_CHECK_THREADS) as pool:
+        list(pool.map(lambda one: _check(folder, *one), files.items()))
+
+
+M = TypeVar("M", bound=Sealed)
 
 
 def read_manifest(folder: Path) -> PackageManifest:
     """The manifest alone, its format and its own digest checked; the other files are not read."""
+    return read_sealed(folder, PackageManifest)
+
+
+def read_sealed(folder: Path, kind: type[M]) -> M:
+    """A manifest of some kind, its format and its own digest checked."""
     path = folder / MANIFEST
     if not path.is_file():
         raise PackageError(f"no package at {folder}: it has no {MANIFEST}; write one with: stack export run.name=<run>")
     data = path.read_bytes()
     try:
-        version = msgspec.json.decode(data, type=_Version).format_version
-        if version != FORMAT_VERSION:
-            raise PackageError(
-                f"package {folder}: format version {version}, this code reads {FORMAT_VERSION}: export it again"
-            )
-        manifest = msgspec.json.decode(data, type=PackageManifest)
+        manifest = msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise PackageError(f"package {folder}: {_other_format(data)}{MANIFEST} is not of its kind: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PackageError(f"package {folder}: {MANIFEST} cannot be read: {error}") from error
+    if manifest.format_version != FORMAT_VERSION:
+        raise PackageError(f"package {folder}: {_other_format(data)}export it again")
     digest = _digest(manifest)
     if digest != manifest.digest:
         raise PackageError(
@@ -238,8 +373,24 @@ def read_manifest(folder: Path) -> PackageManifest:
     return manifest
 
 
-def _digest(manifest: PackageManifest) -> str:
+def write_sealed(folder: Path, manifest: M) -> M:
+    """Writes and returns a manifest with its own digest in it."""
+    sealed = msgspec.structs.replace(manifest, digest=_digest(manifest))
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(sealed), indent=1))
+    return sealed
+
+
+def _digest(manifest: Sealed) -> str:
     return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, digest=""))).hexdigest()
+
+
+def _other_format(data: bytes) -> str:
+    """Says so where a manifest is of another version of the format."""
+    try:
+        version = msgspec.json.decode(data, type=_Version).format_version
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    return f"format version {version}, this code reads {FORMAT_VERSION}: " if version != FORMAT_VERSION else ""
 
 
 class _Version(msgspec.Struct):

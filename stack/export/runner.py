@@ -1,48 +1,58 @@
-"""Runs a package's graphs on rows of its tables: the one path that serving and the parity check share.
+"""Runs a package's graphs on rows of its tables: the one path that serving, parity and quality share. Needs no torch.
 
 Shape legend: T events of all users together, B users, L events of the longest user, E candidates, G owners of a
-bag, N ids, D width of a table, F dense features.
+bag, N ids, K rows of an id, D width of a table, F dense features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from stack.export import lstm as _lstm  # noqa: F401  # graphs may hold its operation
+from stack.export.engines import Array, Engine
 from stack.export.package import MIN_EVENTS, USER_HALF, Graph, Input, Kind, PackageManifest
-from stack.export.rows import TableReader
+from stack.export.runs import MISSING
+
+
+class Rows(Protocol):
+    """Vectors of a table by the keys of its rows, as `stack.export.runs.RowStore`."""
+
+    def find(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]: ...
+
+    def means(
+        self, keys: NDArray[np.int64], lengths_G: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bags:
-    """Rows of a multi-valued feature: `rows_N` in one piece ((N, K) as in `Rows`), `lengths_G` for each owner."""
+    """Keys of a multi-valued feature in one piece ((N,) or (N, K)), `lengths_G` for each owner."""
 
-    rows_N: NDArray[np.int64]
+    keys_N: NDArray[np.int64]
     lengths_G: NDArray[np.int64]
 
 
-Rows = NDArray[np.int64] | Bags
-"""Rows of one feature in its table: one for each owner ((G, K) where an id has K, to be summed), or a bag of them."""
+Keys = NDArray[np.int64] | Bags
+"""Keys of one feature in its table: one for each owner ((G, K) where an id has K rows, to be summed), or a bag."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Users:
     """What the user half is asked about. `event_index_BL` says which of the T events each user sees, oldest first,
-    padded at the end with T; `event` holds the item features and the properties by name."""
+    padded at the end with T; None: one user, who sees all of them. `event` holds keys of the item features; `property`
+    rows of the properties."""
 
-    event: Mapping[str, Rows]
+    event: Mapping[str, Keys]
+    property: Mapping[str, NDArray[np.int64]]
     event_time_T: NDArray[np.int64]
-    event_index_BL: NDArray[np.int64]
+    event_index_BL: NDArray[np.int64] | None
     num_events_B: NDArray[np.int64]
-    profile: Mapping[str, Rows]
-    query: Mapping[str, Rows]
+    profile: Mapping[str, Keys]
+    query: Mapping[str, Keys]
     now_B: NDArray[np.int64]
 
 
@@ -50,91 +60,130 @@ class Users:
 class Candidates:
     """Candidates of one group, all for one user."""
 
-    ids: Mapping[str, Rows]
+    ids: Mapping[str, Keys]
     dense_EF: NDArray[np.float32]
 
 
-_TensorOf = Callable[[Graph, Input], Tensor]
-
-
 class Runner:
-    """The graphs and tables of a package, opened; the files are expected to have been checked before."""
+    """Graphs and tables, opened. `unknown` of a call counts, by place and feature, the given ids without a row."""
 
-    def __init__(self, folder: Path, manifest: PackageManifest) -> None:
+    def __init__(self, manifest: PackageManifest, *, engine: Engine, tables: Mapping[str, Rows]) -> None:
         self._manifest = manifest
-        self._tables = {name: TableReader(folder / "tables" / f"{name}.npy") for name in manifest.tables}
-        self._graphs = {
-            name: torch.export.load(str(folder / graph.file)).module(check_guards=False)
-            for name, graph in manifest.graphs.items()
-        }
+        self._engine = engine
+        self.tables = tables
         schema = manifest.schema
-        self._event_table = {feature.name: feature.table for feature in schema.event}
-        self._profile_table = {feature.name: feature.table for feature in schema.profile}
-        self._query_table = {feature.name: feature.table for feature in schema.query}
-        self._candidate_table = {
-            (group.name, feature.name): feature.table for group in schema.groups for feature in group.candidate
+        self._tables_of: dict[tuple[Kind, str, str], str] = {
+            (kind, "", feature.name): feature.table
+            for kind, features in (
+                (Kind.EVENT_VECTORS, schema.event),
+                (Kind.PROFILE_VECTORS, schema.profile),
+                (Kind.QUERY_VECTORS, schema.query),
+            )
+            for feature in features
+        } | {
+            (Kind.CANDIDATE_VECTORS, group.name, feature.name): feature.table
+            for group in schema.groups
+            for feature in group.candidate
         }
 
-    def user_half(self, users: Users) -> dict[str, Tensor]:
-        """The user half's outputs by name, one line per user."""
-        return self._run(USER_HALF, lambda _, entry: self._user_input(entry, users))
+    def with_tables(self, tables: Mapping[str, Rows]) -> Runner:
+        """The same graphs on other rows."""
+        return Runner(self._manifest, engine=self._engine, tables=tables)
 
-    def score(self, name: str, candidates: Candidates, user: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs of the scorer `name`, one line per candidate; `user` is what `user_half` returned for one user."""
-        return self._run(name, lambda graph, entry: self._candidate_input(graph, entry, candidates, user))
+    def user_half(self, users: Users, unknown: dict[str, int] | None = None) -> dict[str, Array]:
+        """Outputs of the user half by name, one line for each user."""
+        graph = self._manifest.graphs[USER_HALF]
+        inputs = [self._user_input(graph, entry, users, unknown) for entry in graph.inputs]
+        return dict(zip(graph.outputs, self._engine.run(USER_HALF, inputs), strict=True))
 
-    def _run(self, name: str, tensor_of: _TensorOf) -> dict[str, Tensor]:
-        graph = self._manifest.graphs[name]
-        with torch.inference_mode():
-            outputs = self._graphs[name](*(tensor_of(graph, entry) for entry in graph.inputs))
-        return dict(zip(graph.outputs, outputs, strict=True))
+    def score(
+        self,
+        names: Sequence[str],
+        candidates: Candidates,
+        user: Mapping[str, Array],
+        unknown: dict[str, int] | None = None,
+    ) -> dict[str, Array]:
+        """Outputs of some scorers of one group by name, one line for each candidate, whose vectors are looked up once.
+        `user`: what `user_half` gave for one user."""
+        found: dict[str, Array] = {}
+        inputs: dict[Input, Array] = {}
+        for name in names:
+            graph = self._manifest.graphs[name]
+            for entry in graph.inputs:
+                if entry not in inputs:
+                    inputs[entry] = self._candidate_input(graph, entry, candidates, user, unknown)
+            outputs = self._engine.run(name, [inputs[entry] for entry in graph.inputs])
+            found |= zip(graph.outputs, outputs, strict=True)
+        return found
 
-    def _user_input(self, entry: Input, users: Users) -> Tensor:
+    def _user_input(self, graph: Graph, entry: Input, users: Users, unknown: dict[str, int] | None) -> Array:
         match entry.kind:
             case Kind.EVENT_VECTORS:
-                return _gather(self._vectors(self._event_table[entry.feature], users.event[entry.feature]), users)
+                return _gather(self._vectors(graph, entry, users.event[entry.feature], "events", unknown), users)
             case Kind.EVENT_IDS:
-                return _gather(_single(users.event[entry.feature]), users)
+                return _gather(users.property[entry.feature], users)
             case Kind.EVENT_TIME:
                 return _gather(users.event_time_T, users)
             case Kind.NUM_EVENTS:
-                return torch.from_numpy(users.num_events_B)
+                return users.num_events_B
             case Kind.PROFILE_VECTORS:
-                return torch.from_numpy(self._vectors(self._profile_table[entry.feature], users.profile[entry.feature]))
+                return self._vectors(graph, entry, users.profile[entry.feature], "profile", unknown)
             case Kind.QUERY_VECTORS:
-                return torch.from_numpy(self._vectors(self._query_table[entry.feature], users.query[entry.feature]))
+                return self._vectors(graph, entry, users.query[entry.feature], "query", unknown)
             case Kind.NOW:
-                return torch.from_numpy(users.now_B)
+                return users.now_B
             case _:
                 raise AssertionError(f"{entry.kind} is no input of the user half")
 
     def _candidate_input(
-        self, graph: Graph, entry: Input, candidates: Candidates, user: Mapping[str, Tensor]
-    ) -> Tensor:
+        self,
+        graph: Graph,
+        entry: Input,
+        candidates: Candidates,
+        user: Mapping[str, Array],
+        unknown: dict[str, int] | None,
+    ) -> Array:
         match entry.kind:
             case Kind.USER_OUTPUT:
                 return user[entry.feature]
             case Kind.CANDIDATE_VECTORS:
-                table = self._candidate_table[graph.group, entry.feature]
-                return torch.from_numpy(self._vectors(table, candidates.ids[entry.feature]))
+                return self._vectors(graph, entry, candidates.ids[entry.feature], "candidates", unknown)
             case Kind.DENSE:
-                return torch.from_numpy(candidates.dense_EF)
+                return candidates.dense_EF
             case _:
                 raise AssertionError(f"{entry.kind} is no input of a scorer")
 
-    def _vectors(self, table: str, rows: Rows) -> NDArray[np.float32]:
-        reader = self._tables[table]
-        return reader.means(rows.rows_N, rows.lengths_G) if isinstance(rows, Bags) else reader.vectors(rows)
+    def _vectors(
+        self, graph: Graph, entry: Input, keys: Keys, place: str, unknown: dict[str, int] | None
+    ) -> NDArray[np.float32]:
+        table = self.tables[self._tables_of[entry.kind, graph.group, entry.feature]]
+        if isinstance(keys, Bags):
+            vectors, known_N = table.means(keys.keys_N, keys.lengths_G)
+            given_N = keys.keys_N
+        else:
+            vectors, known_N = table.find(keys)
+            given_N = keys
+        if unknown is not None and not known_N.all():
+            count = int(np.count_nonzero(~known_N & given(given_N)))
+            if count:
+                unknown[f"{place}.{entry.feature}"] = unknown.get(f"{place}.{entry.feature}", 0) + count
+        return vectors
 
 
-def _single(rows: Rows) -> NDArray[np.int64]:
-    assert not isinstance(rows, Bags), "properties hold one id each"
-    return rows
+def given(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N,): which keys stand for an id that somebody gave, known or not."""
+    return np.not_equal(keys if keys.ndim == 1 else keys[:, 0], MISSING)
 
 
-def _gather(values_T: NDArray[np.float32] | NDArray[np.int64], users: Users) -> Tensor:
+def _gather(values_T: Array, users: Users) -> Array:
     """(B, L, ...): each user's events; zeros behind the last one."""
+    if users.event_index_BL is None:
+        if len(values_T) >= MIN_EVENTS:
+            return values_T[None]
+        padded = np.zeros((1, MIN_EVENTS, *values_T.shape[1:]), dtype=values_T.dtype)
+        padded[0, : len(values_T)] = values_T
+        return padded
     padded = np.concatenate([values_T, np.zeros((1, *values_T.shape[1:]), dtype=values_T.dtype)])
     missing = max(0, MIN_EVENTS - users.event_index_BL.shape[1])
     index_BL = np.pad(users.event_index_BL, ((0, 0), (0, missing)), constant_values=len(values_T))
-    return torch.from_numpy(padded[index_BL])
+    return padded[index_BL]

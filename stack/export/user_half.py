@@ -14,7 +14,7 @@ from stack.data.schema import Schema
 from stack.export.package import USER_HALF, USER_VECTOR, Input, Kind, Link, Task
 from stack.export.trace import inputs_of
 from stack.model import UserModel
-from stack.tasks import CtrTask, FollowTask, PowerTask, RankTask, ShopTask
+from stack.tasks import CtrTask, FollowTask, NextItemTask, PowerTask, RankTask, ShopTask
 from stack.tasks import Task as TrainedTask
 from stack.towers.user import UserHalf, UserState
 
@@ -24,7 +24,8 @@ STATES = ("keys", "values", "mask")
 
 class ExportedUserHalf(nn.Module):
     """Tensors in the order of `inputs`, one for each feature -> a tuple in the order of `outputs`: the vector (B, R),
-    the states, (B, K) logits of each task about the user alone, (B, F) weights of each ranking task."""
+    the states, (B, K) logits of each task about the user alone, (B, F) weights of each ranking task, (B, V) of each
+    retrieving one."""
 
     def __init__(self, model: UserModel, schema: Schema) -> None:
         super().__init__()
@@ -32,7 +33,10 @@ class ExportedUserHalf(nn.Module):
         self.user_half = UserHalf(model.user, model.target)
         self.user_tasks = {name: model.task(name) for name in about_user(model, schema)}
         self.rankers = {name: task for name in model.tasks if isinstance(task := model.task(name), RankTask)}
-        self.held = nn.ModuleList([*self.user_tasks.values(), *self.rankers.values()])
+        self.retrievers = {
+            name: task for name in model.tasks if isinstance(task := model.task(name), NextItemTask)
+        }  # fmt: skip
+        self.held = nn.ModuleList([*self.user_tasks.values(), *self.rankers.values(), *self.retrievers.values()])
         self.inputs: tuple[Input, ...] = (
             *inputs_of(Kind.EVENT_VECTORS, places.event),
             *inputs_of(Kind.EVENT_IDS, places.property),
@@ -43,7 +47,9 @@ class ExportedUserHalf(nn.Module):
             Input(kind=Kind.NOW),
         )
         states = () if model.target is None else STATES
-        self.outputs = (USER_VECTOR, *states, *self.user_tasks, *map(weights_of, self.rankers))
+        self.outputs = (
+            USER_VECTOR, *states, *self.user_tasks, *map(weights_of, self.rankers), *map(vector_of, self.retrievers),
+        )  # fmt: skip
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         of: dict[Kind, list[Tensor]] = {kind: [] for kind in Kind}
@@ -69,6 +75,8 @@ class ExportedUserHalf(nn.Module):
             yield task.score(user, nothing_B0, nothing_B0, None)
         for ranker in self.rankers.values():
             yield ranker.feature_weights(rep_BR)
+        for retriever in self.retrievers.values():
+            yield retriever.user_vector(rep_BR)
 
 
 def about_user(model: UserModel, schema: Schema) -> list[str]:
@@ -80,6 +88,11 @@ def about_user(model: UserModel, schema: Schema) -> list[str]:
 def weights_of(ranker: str) -> str:
     """The output that holds a ranking task's weights: the answer `r . weights` of DUPN needs them once per request."""
     return f"{ranker}_weights"
+
+
+def vector_of(retriever: str) -> str:
+    """The output that an index of items is asked with."""
+    return f"{retriever}_vector"
 
 
 def user_answers(half: ExportedUserHalf, schema: Schema) -> tuple[Task, ...]:
@@ -109,6 +122,7 @@ def link_of(task: type[TrainedTask]) -> Link:
 _LINKS: dict[type[TrainedTask], Link] = {
     CtrTask: Link.SIGMOID,
     FollowTask: Link.SIGMOID,
+    NextItemTask: Link.IDENTITY,
     PowerTask: Link.SOFTMAX,
     RankTask: Link.IDENTITY,
     ShopTask: Link.SIGMOID,

@@ -1,6 +1,6 @@
 """A managed map as plain arrays: what serving searches by bisection, without torch or TorchRec.
 
-The two arrays are those of a vocabulary in a package (`stack.export.rows.write_vocabulary`): keys ascending, and rows.
+The two arrays are those of a list in a package (`stack.export.lookup.write_list`): keys ascending, and rows.
 """
 
 from __future__ import annotations

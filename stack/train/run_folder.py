@@ -55,6 +55,16 @@ _PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy", "pyar
 Value = str | int | float | bool | None
 
 
+def saved_configuration(folder: Path) -> str:
+    """The composed configuration of a run, as YAML; raises `CheckpointError` where `folder` is not a run's."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is not a run (no {CONFIG}): set run.dir and run.name, or run `stack train` first"
+        )
+    return path.read_text()
+
+
 def check_start(
     folder: Path, *, chain: Chain, composed: str, resume: bool, free: Collection[str] = frozenset()
 ) -> None:

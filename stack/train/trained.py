@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from stack.base.errors import CheckpointError
-from stack.checkpoint.chain import Chain, chain_of
+from stack.checkpoint.chain import chain_of
 from stack.checkpoint.load import Checkpoint, open_version
-from stack.checkpoint.manifest import VersionManifest
 from stack.data.dataset import Dataset
 from stack.model import UserModel
 from stack.tables.config import Planner
 from stack.tables.shard import dense_module
 from stack.train.build import Setup, build_sharded_model
 from stack.train.restore import check_vocabularies, restore_model
-from stack.train.run_folder import CONFIG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,25 +36,13 @@ class TrainedRun:
         return self.checkpoint.manifest.step
 
 
-def saved_configuration(folder: Path) -> str:
-    """The composed configuration of a run, as YAML; raises `CheckpointError` where `folder` is not a run's."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} is not a run (no {CONFIG}): set run.dir and run.name, or run `stack train` first"
-        )
-    return path.read_text()
-
-
 def open_run(setup: Setup, *, version: str | None, device: torch.device) -> TrainedRun:
-    """The run that `setup` describes, at a version (`Chain.find`; None: the newest). Needs a process group.
-
-    Of a run that goes on by days the newest is the last finished one: a save on the way to a day has passed no check.
+    """The run that `setup` describes, at a version (`Chain.finished`; None: the newest). Needs a process group.
 
     Raises: `CheckpointError` where there is no such version, or the data are not those it was trained on.
     """
     chain = chain_of(setup.chain_place)
-    checkpoint = open_version(chain, _found(chain, version))
+    checkpoint = open_version(chain, chain.finished(version))
     if setup.checkpoint.verify:
         checkpoint.verify()
     dataset = Dataset(setup.dataset)
@@ -70,10 +54,3 @@ def open_run(setup: Setup, *, version: str | None, device: torch.device) -> Trai
     user_model = dense_module(model)
     assert isinstance(user_model, UserModel)
     return TrainedRun(name=setup.run.name, model=model, user_model=user_model, checkpoint=checkpoint, dataset=dataset)
-
-
-def _found(chain: Chain, version: str | None) -> VersionManifest:
-    found = chain.find(version)
-    if version is None and found.lineage.day is not None:
-        return next(one for one in chain.line(found) if one.complete)
-    return found

@@ -7,11 +7,11 @@ import os
 import torch
 
 from stack.base.dist import World, own_device, process_group
+from stack.base.memory import keep_freed_memory
 from stack.base.seed import seed_everything
 from stack.checkpoint.chain import chain_of
 from stack.telemetry.console import say
 from stack.train.build import Setup, build_loop
-from stack.train.memory import keep_freed_memory
 from stack.train.ranks import barrier
 from stack.train.resume import held, origin_of, sound_checkpoint
 from stack.train.run_folder import check_start, write_facts

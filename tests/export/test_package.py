@@ -11,19 +11,14 @@ import pytest
 
 from stack.base.errors import PackageError
 from stack.export.package import MANIFEST, File, open_package, read_manifest, write_manifest
-from tests.export.toy import MANIFEST_OF_TOY, write_toy_package
+from tests.export.toy import MANIFEST_OF_TOY
 
-TABLE = "tables/item.npy"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy_package(tmp_path_factory.mktemp("toy") / "package")
+TABLE = "rows/item/rows.npy"
 
 
 @pytest.fixture
-def package(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "package")
+def package(toy: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(toy, tmp_path / "package")
 
 
 def test_an_untouched_package_opens_as_it_was_written(package: Path) -> None:
@@ -46,8 +41,8 @@ def link_out(package: Path) -> None:
 
 
 def link_folder_out(package: Path) -> None:
-    (package / "tables").rename(package.parent / "tables")
-    (package / "tables").symlink_to(package.parent / "tables")
+    (package / "rows").rename(package.parent / "rows")
+    (package / "rows").symlink_to(package.parent / "rows")
 
 
 def list_file(name: str) -> Callable[[Path], None]:
@@ -69,20 +64,20 @@ def change(field: bytes, value: bytes) -> Callable[[Path], None]:
 
 
 TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "bit flip": (flip_a_bit, "'tables/item.npy' is damaged: its sha256"),
-    "truncated": (lambda p: (p / TABLE).write_bytes(b"x"), "'tables/item.npy' has 1 bytes, manifest.json says 160"),
-    "missing": (lambda p: (p / TABLE).unlink(), "'tables/item.npy' is missing"),
+    "bit flip": (flip_a_bit, "'rows/item/rows.npy' is damaged: its sha256"),
+    "truncated": (lambda p: (p / TABLE).write_bytes(b"x"), "'rows/item/rows.npy' has 1 bytes, manifest.json says 152"),
+    "missing": (lambda p: (p / TABLE).unlink(), "'rows/item/rows.npy' is missing"),
     "extra": (lambda p: (p / "x.so").write_bytes(b""), "'x.so' is not listed in manifest.json"),
-    "linked file": (link_out, "'tables/item.npy' is not a plain file inside the package"),
-    "linked folder": (link_folder_out, "'tables' is not listed in manifest.json"),
+    "linked file": (link_out, "'rows/item/rows.npy' is not a plain file inside the package"),
+    "linked folder": (link_folder_out, "'rows' is not listed in manifest.json"),
     "parent": (list_file("../outside"), "refused the file name '../outside'"),
     "absolute": (list_file("/etc/passwd"), "refused the file name '/etc/passwd'"),
     "nul": (list_file("a\0b"), r"refused the file name 'a\\x00b'"),
     "hidden": (list_file(".hidden"), "refused the file name '.hidden'"),
     "manifest": (change(b'"run": "toy"', b'"run": "top"'), "manifest.json was changed: its digest is"),
     "no json": (lambda p: (p / MANIFEST).write_bytes(b"\xff{"), "manifest.json cannot be read"),
-    "later format": (change(b'"format_version": 1', b'"format_version": 2'), "format version 2, this code reads 1"),
-    "unknown field": (change(b'"max_history"', b'"max_histories"'), "manifest.json cannot be read: Object"),
+    "later format": (change(b'"format_version": 2', b'"format_version": 3'), "format version 3, this code reads 2: "),
+    "unknown field": (change(b'"max_history"', b'"max_histories"'), "manifest.json is not of its kind: Object"),
     "no manifest": (lambda p: (p / MANIFEST).unlink(), "it has no manifest.json; write one with: stack export"),
 }  # fmt: skip
 

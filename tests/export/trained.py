@@ -17,7 +17,8 @@ from stack.data.loader import Cursor, Loader
 from stack.export.export import Trained
 from stack.model import UserModel
 from stack.tables.rows import TableShard
-from stack.tasks import TasksConfig
+from stack.tasks import Enabled, FollowConfig, PowerConfig, RankConfig, TasksConfig
+from stack.tasks.next_item import NextItemConfig
 from stack.towers.config import ModelConfig
 from tests.batches import small_model
 from tests.plain_tables import PlainTables
@@ -50,6 +51,14 @@ def trained_run(
         Facts(step=2, complete=True, context=context, lineage=Lineage(verb="train")),
     )
     return Trained(name="small", model=model.eval(), checkpoint=open_version(chain, chain.find(None)), dataset=dataset)
+
+
+def ctr_alone(next_item: NextItemConfig | None = None) -> TasksConfig:
+    """Clicks, and the next item where asked for."""
+    return TasksConfig(
+        rank=RankConfig(enabled=Enabled.never), power=PowerConfig(enabled=Enabled.never),
+        follow=FollowConfig(enabled=Enabled.never), next_item=next_item or NextItemConfig(enabled=Enabled.never),
+    )  # fmt: skip
 
 
 def _shards(tables: PlainTables) -> list[TableShard]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from stack.export.rows import VocabularyReader, write_vocabulary
+from stack.export.lookup import ListLookup, write_list
 from stack.ids.blocks import even_blocks
 from stack.ids.config import IdMode, IdSpec, Implementation, ManagedConfig, Policy
 from stack.ids.frozen import FrozenMap
@@ -53,13 +53,12 @@ def test_a_million_random_ids_have_the_same_rows_in_training_evaluation_and_expo
         np.testing.assert_array_equal(exported[name](ids.numpy()), rows.numpy(), err_msg=name)
 
     arrays = frozen(whole["managed"])
-    write_vocabulary(tmp_path, "managed", raw=arrays.key_N, rows=arrays.row_N.astype(np.int32))
+    write_list(tmp_path, arrays.key_N, arrays.row_N)
     opened = FrozenMap(
-        key_N=np.load(tmp_path / "managed.ids.npy", mmap_mode="r"),
-        row_N=np.load(tmp_path / "managed.rows.npy", mmap_mode="r"),
+        key_N=np.load(tmp_path / "keys.npy", mmap_mode="r"), row_N=np.load(tmp_path / "rows.npy", mmap_mode="r")
     )
     np.testing.assert_array_equal(opened.rows(ids.numpy()), trained["managed"].numpy())
-    served = VocabularyReader(tmp_path, "managed").rows(ids[::1000].tolist())
+    served = ListLookup(tmp_path, text=False).rows(ids[::1000].tolist())
     np.testing.assert_array_equal(served, trained["managed"][::1000].numpy())
 
 

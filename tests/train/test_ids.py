@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 
@@ -15,9 +16,11 @@ from stack.checkpoint.load import Checkpoint
 from stack.data.dataset import Dataset
 from stack.export.config import ExportConfig
 from stack.export.export import Trained, export
-from stack.export.ids import exported_ids
-from stack.export.rows import VocabularyReader
+from stack.export.package import IdKind, open_package
+from stack.export.quantize import RowType
+from stack.export.tables import trained_ids
 from stack.ids.managed import MapState
+from stack.serve.predictor import Predictor
 from stack.tables.shard import table_shards
 from stack.train.build import build_sharded_model
 from stack.train.id_state import id_maps
@@ -146,16 +149,25 @@ def test_a_package_of_managed_and_hashed_ids_equals_the_trained_model(whole: Run
     """`export` compares both on a day of data and refuses a difference."""
     with process_group(device=CPU):
         run = open_run(setup_of(whole), version=None, device=CPU)
-        ids = exported_ids(id_maps(run.model), run.dataset.schema)
+        ids = trained_ids(id_maps(run.model), run.dataset.schema)
         trained = Trained(name="whole", model=run.user_model, checkpoint=run.checkpoint, dataset=run.dataset, ids=ids)
-        manifest = export(trained, folder=whole.folder / "package", config=ExportConfig())
+        folder = whole.folder / "package"
+        manifest = export(trained, folder=folder, config=ExportConfig(row_type=RowType.fp32, max_auc_loss=0.1))
         maps = id_maps(run.model)
         assert maps is not None
-        trained_rows = maps("item", torch.arange(200)).numpy()
-    served = VocabularyReader(whole.folder / "package" / "vocab", "item")
-    assert served.rows([f"item-{row}" for row in range(200)]).tolist() == trained_rows.tolist()
+        row_N, brand_N2 = maps("item", torch.arange(200)), maps("brand", torch.arange(20))
+        items = run.checkpoint.table_rows("item", 0, 60).weight_ND[row_N].numpy()
+        brands = run.checkpoint.table_rows("brand", 0, 8).weight_ND[brand_N2].sum(1).numpy()
+    assert open_package(folder) == manifest
     assert manifest.parity.worst <= manifest.parity.tolerance
-    assert manifest.tables["item"].num_rows == 60
-    assert manifest.vocabularies["item"].num_ids == 59, "items without a row are left out"
-    assert manifest.tables["brand"].num_rows == 20, "a row for each brand: the sum of its two"
-    assert manifest.vocabularies["brand"].num_ids == 19
+    assert (manifest.ids["item"].kind, manifest.ids["brand"].kind) == (IdKind.key, IdKind.key)
+    assert manifest.tables["item"].num_rows == manifest.ids["item"].num_ids == 59, "items without a row are left out"
+    assert manifest.tables["brand"].num_rows == 19, "a row for each brand: the sum of its two"
+    predictor = Predictor(folder, manifest)
+    served = predictor.vectors("item", [f"item-{row}" if row else None for row in range(200)])
+    np.testing.assert_array_equal(served, items)
+    assert len(np.unique(served, axis=0)) == 60
+    np.testing.assert_array_equal(
+        predictor.vectors("brand", [f"brand-{row}" if row else None for row in range(20)]), brands
+    )
+    np.testing.assert_array_equal(predictor.vectors("brand", ["never seen"]), brands[:1])

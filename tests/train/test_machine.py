@@ -9,8 +9,8 @@ import re
 import pytest
 
 from stack.base.dist import World, share_cores
+from stack.base.memory import keep_freed_memory
 from stack.base.version import code_version
-from stack.train.memory import keep_freed_memory
 from stack.train.verb import own_share_of_cores
 
 

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 
 from stack.base.dist import process_group
-from stack.base.errors import ConfigError, DataError
+from stack.base.errors import ConfigError
 from stack.data.dataset import Dataset
 from stack.data.loader import Loader
+from stack.data.schema import Schema
 from stack.export.config import ExportConfig
 from stack.export.export import Trained, export
-from stack.export.ids import exported_ids
+from stack.export.package import IdKind
+from stack.export.quantize import RowType
+from stack.export.requests import held_out_requests
+from stack.export.tables import trained_ids
 from stack.ids.config import IdMode, IdsConfig, ManagedConfig
 from stack.ids.hashing import HashVariant
-from stack.serve.client import held_out_request
-from stack.serve.predictor import Predictor
-from stack.serve.request import Decoder, Limits
 from stack.train.build import Setup
 from stack.train.id_state import id_maps
 from stack.train.planning import specs_of
 from stack.train.trained import open_run
 from stack.train.verb import train
+from tests.export.recorded import Asked
 from tests.prepared import FIRST_ITEM, write_prepared
 from tests.train.worker import Run, losses, setup_of
 
@@ -93,30 +95,34 @@ def test_served_scores_of_raw_ids_are_the_trained_ones(
     setup.train.max_steps, setup.train.to_day = 2, Dataset(raw).days()[0]
     train(setup)
     day = Dataset(raw).days()[1]
-    body = held_out_request(Dataset(prepared), Dataset(prepared).schema, day=day, group="impression", max_events=100)
+    body = first_request(Dataset(prepared), Dataset(prepared).schema, day)
     for part in ("events", "candidates"):
         body[part]["item"] = [FIRST_ITEM + int(text.removeprefix("item-")) for text in body[part]["item"]]
     with process_group(device=CPU):
         run = open_run(setup, version=None, device=CPU)
-        maps = exported_ids(id_maps(run.model), run.dataset.schema)
+        maps = trained_ids(id_maps(run.model), run.dataset.schema)
         trained = Trained(name="run", model=run.user_model, checkpoint=run.checkpoint, dataset=run.dataset, ids=maps)
         package = setup.run.folder / "package"
-        manifest = export(trained, folder=package, config=ExportConfig(tolerance=1e-5))
+        manifest = export(trained, folder=package, config=ExportConfig(tolerance=1e-5, row_type=RowType.fp32))
         batch = next(iter(Loader(run.dataset, days=[day], global_batch_size=64, shuffle=False, num_prefetch=0)))
         with torch.no_grad():
             score_E = run.user_model(batch)["ctr"].score_E
     moment_E = batch.groups["impression"].moment_E
     moment = next(moment for moment in moment_E.tolist() if batch.moment_position_M[moment] > 0)
-    predictor = Predictor(package)
-    predictor.warm_up()
-    decoder = Decoder(manifest, Limits(num_events=100, num_candidates=100, num_ids=10))
-    answer = predictor.score(decoder.score(msgspec.json.encode(body)))
-    np.testing.assert_allclose(answer.scores["ctr"], score_E[moment_E == moment].sigmoid(), rtol=0, atol=1e-5)
-    unknown = {name: count for name, count in answer.unknown.items() if not name.endswith(".item")}
-    assert unknown == {}, "a hash knows every id"
-    assert answer.unknown["candidates.item"] > 0, "49 rows do not hold 199 items"
-    assert manifest.tables["brand"].num_rows == 8
-    assert manifest.vocabularies["item"].num_ids == 49
-    assert not list((package / "vocab").glob("brand.*"))
-    with pytest.raises(DataError, match="hold the texts of 'brand' .ingest.raw_ids. as 64-bit hashes, which cannot be"):
-        held_out_request(run.dataset, manifest.schema, day=day, group="impression", max_events=100)
+    asked = Asked(package)
+    assert asked.manifest == manifest
+    _, scores, unknown = asked.score(body)
+    np.testing.assert_allclose(scores["ctr"], score_E[moment_E == moment].sigmoid(), rtol=0, atol=1e-5)
+    assert {name for name in unknown if not name.endswith(".item")} == set(), "a hash knows every id"
+    assert unknown["candidates.item"] > 0, "49 rows do not hold 199 items"
+    assert (manifest.ids["brand"].kind, manifest.tables["brand"].num_rows) == (IdKind.hash, 8)
+    assert (manifest.ids["item"].kind, manifest.tables["item"].num_rows) == (IdKind.key, 49)
+    assert sorted(path.name for path in (package / "ids").iterdir()) == ["scenario", "type"]
+    without = first_request(run.dataset, manifest.schema, day)
+    assert without["candidates"]["item"] == body["candidates"]["item"]
+    assert not {"brand"} & (without["candidates"].keys() | without["events"].keys()), "texts cannot be told from hashes"
+    assert len(asked.assert_answers_as_recorded()) == 16
+
+
+def first_request(dataset: Dataset, schema: Schema, day: str) -> dict[str, Any]:
+    return next(held_out_requests(dataset, schema, day=day, group="impression", max_events=100))
