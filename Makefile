@@ -2,6 +2,7 @@
 #
 #   make demo     a year of a real shop: ingest, train, evaluate, export, serve, two requests answered
 #   make full     the same with the larger training run
+#   make serve-demo the demo served, refreshed and swapped under load (after make demo)
 #   make test     what CI runs: format, lint, types, import contracts, closure, tests
 #   make test-long the tests that take minutes each: jobs of two agents that lose workers and hosts
 #   make check    all of that but the tests
@@ -16,9 +17,10 @@ CLOSURE ?= cpu
 BIN := .venv/bin
 RUNTIME := .venv/installed-$(CLOSURE)
 DEVELOPMENT := .venv/installed-development
+CLIENTS := .venv/installed-clients
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps
 
-.PHONY: demo full test test-long check format clean environment
+.PHONY: demo full serve-demo test test-long check format clean environment
 .DELETE_ON_ERROR:
 
 demo: $(RUNTIME)
@@ -27,9 +29,12 @@ demo: $(RUNTIME)
 full: $(RUNTIME)
 	$(BIN)/python -m tools.demo full
 
-environment: $(RUNTIME) $(DEVELOPMENT)
+serve-demo: $(RUNTIME)
+	$(BIN)/python -m tools.serve_demo
 
-test: check
+environment: $(RUNTIME) $(DEVELOPMENT) $(CLIENTS)
+
+test: check $(CLIENTS)
 	$(BIN)/python -m pytest
 
 test-long: $(DEVELOPMENT)
@@ -68,4 +73,12 @@ $(RUNTIME): .venv/made requirements/$(CLOSURE).txt requirements/build.txt pyproj
 $(DEVELOPMENT): $(RUNTIME) requirements/launch.txt requirements/s3.txt requirements/dev.txt
 	@echo "installing requirements/launch.txt, requirements/s3.txt and requirements/dev.txt into .venv"
 	$(INSTALL) -r requirements/launch.txt -r requirements/s3.txt -r requirements/dev.txt
+	@touch $@
+
+# Clients that ask a real server in the tests: their pins and ours exclude each other, so they are beside ours.
+$(CLIENTS): .venv/made requirements/clients.txt
+	@echo "installing requirements/clients.txt into .venv/clients"
+	$(BIN)/python -m venv .venv/clients
+	$(subst $(BIN),.venv/clients/bin,$(INSTALL)) -r requirements/clients.txt
+	.venv/clients/bin/python tools/check_closure.py requirements/clients.txt
 	@touch $@

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from stack.base.dist import World, own_device, process_group
 from stack.base.errors import ConfigError
+from stack.base.memory import keep_freed_memory
 from stack.base.seed import seed_everything
 from stack.checkpoint.chain import Chain, chain_of
 from stack.checkpoint.manifest import VersionManifest
@@ -27,7 +28,6 @@ from stack.data.canonical import DataConfig
 from stack.data.ingest_config import IngestConfig
 from stack.telemetry.console import say, show
 from stack.train.build import Setup
-from stack.train.memory import keep_freed_memory
 from stack.train.run_folder import check_start, composed_of_run, write_facts
 from stack.train.verb import STOPPED_STATUS, own_share_of_cores
 

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stack.base.errors import ConfigError
+from stack.export.package import GraphFormat
+from stack.serve.cache import CacheKind
 
 
 @dataclass(kw_only=True)
 class ServeConfig:
     package: str = ""
-    # folder that `stack export` wrote
+    # folder that `stack export` wrote; others are loaded, by name, from the folder that it lies in
     host: str = "127.0.0.1"
-    # address to listen on; the routes ask for no password, so think before opening them to a network
+    # address to listen on; without serve.read_tokens whoever reaches it is answered
     port: int = 8000
     # TCP port; 0 takes a free one
+    workers: int = 0
+    # processes that answer; 0: one for each core
+    graph_format: GraphFormat | None = None
+    # onnx or aoti; null: the first that the package has
+    read_tokens: str | None = None
+    # file of bearer tokens that requests must have one of, a line each, mode 600; null: none is asked for
+    admin_host: str = "127.0.0.1"
+    # address of the routes that load, switch and measure
+    admin_port: int = 8001
+    # its TCP port; 0 takes a free one
+    admin_tokens: str | None = None
+    # file of bearer tokens of those routes; null: one is made for this run, and its file named at start
+    trusted_keys: list[str] = field(default_factory=list)
+    # files of the keys whose signatures are accepted; empty: packages need no signature
+    keep_versions: int = 3
+    # versions that stay loaded, for a rollback that waits for nothing
+    max_deltas: int = 8
+    # row deltas on a package, above which they are merged in the background
+    max_in_flight: int = 64
+    # requests that a worker reads or answers at once; more are refused with 429
     max_body_bytes: int = 8 << 20
     # larger bodies are refused
     body_timeout_seconds: float = 10.0
@@ -23,13 +45,30 @@ class ServeConfig:
     # candidates in one request
     max_ids: int = 64
     # ids in one multi-valued feature of one event or candidate
+    cache: CacheKind = CacheKind.lmdb
+    # where vectors of users who are named in requests are kept: none, lmdb (this machine), redis
+    cache_mib: int = 256
+    # of lmdb; the oldest go first
+    cache_max_age_seconds: float = 300.0
+    # older vectors are not used
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    # of redis
     shutdown_seconds: float = 10.0
     # requests under way may take this long after a stop signal
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65_535:
-            raise ConfigError(f"serve.port={self.port} must be 0 (any free port) to 65535")
-        for name in ("max_body_bytes", "body_timeout_seconds", "max_candidates", "max_ids", "shutdown_seconds"):
+        for name in ("port", "admin_port"):
+            port: int = getattr(self, name)
+            if not 0 <= port <= 65_535:
+                raise ConfigError(f"serve.{name}={port} must be 0 (any free port) to 65535")
+        if self.workers < 0:
+            raise ConfigError(f"serve.workers={self.workers} must be 0 (one for each core) or more")
+        if self.keep_versions < 1:
+            raise ConfigError(f"serve.keep_versions={self.keep_versions} must be at least 1")
+        for name in (
+            "max_body_bytes", "body_timeout_seconds", "max_candidates", "max_ids", "shutdown_seconds", "max_in_flight",
+            "cache_mib", "cache_max_age_seconds", "max_deltas",
+        ):  # fmt: skip
             value: float = getattr(self, name)
             if value <= 0:
                 raise ConfigError(f"serve.{name}={value} must be above 0")

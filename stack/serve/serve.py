@@ -1,70 +1,162 @@
-"""`stack serve`: one process that answers HTTP from one package until it is told to stop (SIGINT, SIGTERM)."""
+"""`stack serve`: a process for each core that answers HTTP from one package, and one that watches and changes them,
+until it is told to stop (SIGINT, SIGTERM)."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import shutil
 import signal
 import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 import uvicorn
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from stack.base.errors import ConfigError, MachineError
-from stack.serve.app import build_app
+from stack.base.files import write_text
+from stack.serve.admin import build_admin
 from stack.serve.config import ServeConfig
-from stack.serve.predictor import Predictor
-from stack.serve.request import Limits
+from stack.serve.crew import Crew
+from stack.serve.fleet import Fleet
+from stack.serve.tokens import Tokens, generate_token
 from stack.telemetry.console import say
+from stack.telemetry.metrics import ServerMetrics
+
+_BACKLOG = 1024
 
 
 def serve(config: ServeConfig) -> None:
     """Loads the package, says the address once it can answer, and returns after a stop signal.
 
-    Raises: `PackageError` for a package that cannot be served, `MachineError` where the address is taken.
+    Raises: `PackageError` for a package that cannot be served, `MachineError` where an address is taken.
     """
     if not config.package:
         raise ConfigError("serve.package is empty: name the folder that `stack export` wrote, runs/<run>/package")
-    torch.set_num_threads(1)
-    predictor = Predictor(Path(config.package))
-    predictor.warm_up()
-    limits = Limits(
-        num_events=predictor.manifest.max_events, num_candidates=config.max_candidates, num_ids=config.max_ids
-    )
-    app = build_app(
-        predictor,
-        limits=limits,
-        max_body_bytes=config.max_body_bytes,
-        body_timeout_seconds=config.body_timeout_seconds,
-    )
-    with _listen(config.host, config.port) as listener:
-        host, port = listener.getsockname()[:2]
-        say(
-            f"serving package {predictor.manifest.digest[:12]} of run {predictor.manifest.lineage.run!r} at http://{host}:{port}"
-        )
-        _run(app, listener, config.shutdown_seconds)
+    package = Path(config.package).absolute()
+    with (
+        _work_folder() as work,
+        _bound(config.host, config.port, option="serve") as listener,
+        _bound(config.admin_host, config.admin_port, option="serve.admin") as admin,
+    ):
+        asyncio.run(_Server(config, package=package, work=work, listener=listener, admin=admin).run())
     say("stopped")
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+class _Server:
+    """The supervisor of the workers."""
+
+    def __init__(
+        self, config: ServeConfig, *, package: Path, work: Path, listener: socket.socket, admin: socket.socket
+    ) -> None:
+        self._config = config
+        self._package = package
+        self._work = work
+        self._listener, self._admin_listener = listener, admin
+        self._registry = CollectorRegistry()
+        self._metrics = ServerMetrics(self._registry)
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+        config = self._config
+        fleet = Fleet(config, root=self._package.parent, work=self._work, metrics=self._metrics)
+        crew = Crew(
+            config, listener=self._listener, folder=self._work, num_workers=config.workers or os.cpu_count() or 1,
+            prepare=fleet.prepare, died=self._metrics.restarts.inc,
+        )  # fmt: skip
+        fleet.order = crew.order
+        await fleet.first(self._package.name)
+        self._listener.listen(_BACKLOG)
+        self._admin_listener.listen(_BACKLOG)
+        starting = asyncio.create_task(crew.start())
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            self._metrics.workers.set_function(lambda: len(crew.members))
+            admin = asyncio.create_task(self._administer(fleet, crew))
+            self._announce(fleet)
+            await asyncio.wait({admin, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            self._listener.close()
+            await crew.stop(config.shutdown_seconds)
+            self._admin_server.should_exit = True
+            await admin
+        else:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            await crew.stop(0.0)
+
+    async def _administer(self, fleet: Fleet, crew: Crew) -> None:
+        tokens = Tokens(self._token_file())
+        app = build_admin(fleet, tokens=tokens, registries=self._registries, num_alive=lambda: len(crew.members))
+        settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
+        self._admin_server = _WithoutSignals(settings)
+        await self._admin_server.serve(sockets=[self._admin_listener])
+
+    def _registries(self) -> list[CollectorRegistry]:
+        workers = CollectorRegistry()
+        MultiProcessCollector(workers, path=str(self._work / "metrics"))  # type: ignore[no-untyped-call]
+        return [self._registry, workers]
+
+    def _token_file(self) -> Path:
+        if self._config.admin_tokens is not None:
+            return Path(self._config.admin_tokens)
+        return self._work / "admin.token"
+
+    def _announce(self, fleet: Fleet) -> None:
+        version = fleet.versions[fleet.labels.stable]
+        host, port = self._listener.getsockname()[:2]
+        admin_host, admin_port = self._admin_listener.getsockname()[:2]
+        say(
+            f"serving package {version.manifest.digest[:12]} of run {version.manifest.lineage.run!r} at "
+            f"http://{host}:{port}"
+        )
+        say(f"admin at http://{admin_host}:{admin_port}, its token in {self._token_file()}")
+
+
+class _WithoutSignals(uvicorn.Server):
+    """A server that leaves signals to whoever runs it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextmanager
+def _work_folder() -> Iterator[Path]:
+    """For this server's cache, metrics, merged deltas and token; nobody else may look into it."""
+    folder = Path(tempfile.mkdtemp(prefix="stack-serve-"))
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        for name in ("metrics", "cache"):
+            (folder / name).mkdir(mode=0o700)
+        token = folder / "admin.token"
+        write_text(token, generate_token() + "\n")
+        token.chmod(0o600)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _bound(host: str, port: int, *, option: str) -> Iterator[socket.socket]:
+    """A socket that has the address and does not listen yet: until it can be answered, connections are refused."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
     except OSError as error:
+        listener.close()
         raise MachineError(
-            f"cannot listen on {host}:{port}: {error.strerror}: choose another serve.port or serve.host"
+            f"cannot listen on {host}:{port}: {error.strerror}: choose another {option}_port or {option}_host".replace(
+                "serve_", "serve."
+            )
         ) from error
-
-
-def _run(app: object, listener: socket.socket, shutdown_seconds: float) -> None:
-    """Runs until a stop signal. uvicorn raises the signal again when it has drained: by then it is done with."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    settings = uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(shutdown_seconds)),
-    )
-    uvicorn.Server(settings).run(sockets=[listener])
+    with listener:
+        yield listener

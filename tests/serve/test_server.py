@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
-from tests.export.toy import write_toy_package
+from stack.serve.client import Running, running_server
+from tests.serve.conftest import MAX_BODY
 
-MAX_BODY = 3_000
-SCRIPT = f"""
-import sys
-from stack.serve.config import ServeConfig; from stack.serve.serve import serve
-serve(ServeConfig(package=sys.argv[1], port=0, max_body_bytes={MAX_BODY}, max_candidates=4, max_ids=3,
-                  body_timeout_seconds=1.0))
-print("loaded:", *sorted(name for name in sys.modules if name.split(".")[0] in ("torchrec", "fbgemm_gpu", "hydra")
-      or name.startswith(("stack.train", "stack.model", "stack.tables", "stack.towers", "stack.tasks"))))
-"""
-EMBED, SCORE = "/v1/users:embed", "/v1/items:score"
+EMBED, SCORE, RETRIEVE = "/v1/users:embed", "/v1/items:score", "/v1/users:retrieve"
 USER = {
     "now": 100,
     "events": {"time": [1, 99], "item": [-7, 900], "type": ["buy", None]},
@@ -36,25 +29,9 @@ CANDIDATES = {
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy_package(tmp_path_factory.mktemp("toy") / "package")
-
-
-@pytest.fixture(scope="module")
-def client(package: Path) -> Iterator[httpx.Client]:
-    command = [sys.executable, "-c", SCRIPT, str(package)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        assert server.stderr is not None
-        line = server.stdout.readline()
-        assert "at http://127.0.0.1:" in line, server.stderr.read()
-        with httpx.Client(base_url=line.split()[-1], trust_env=False, timeout=20) as client:
-            yield client
-        server.terminate()
-        rest, errors = server.communicate(timeout=20)
-    assert rest == "stopped\nloaded:\n"
-    assert errors == ""
-    assert server.returncode == 0
+def client(server: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.address, trust_env=False, timeout=20) as client:
+        yield client
 
 
 def sigmoid(value: float) -> float:
@@ -67,6 +44,14 @@ def test_a_ready_server_is_healthy_and_names_its_package(client: httpx.Client) -
     assert model["lineage"]["run"] == "toy"
     assert [task["name"] for task in model["tasks"]] == ["power", "ctr"]
     assert len(model["package"]) == 64
+    assert {field["name"]: field["dtype"] for field in model["inputs"]}["candidates.impression.tags"] == "text"
+
+
+def test_a_worker_has_loaded_neither_torch_nor_what_trains(server: Running) -> None:
+    (worker,) = psutil.Process(server.process.pid).children()
+    mapped = {Path(one.path).name for one in worker.memory_maps()}
+    assert not [name for name in mapped if "torch" in name or "fbgemm" in name]
+    assert any("onnxruntime" in name for name in mapped)
 
 
 def test_embed_answers_the_vector_and_user_tasks_worked_by_hand(client: httpx.Client) -> None:
@@ -99,6 +84,49 @@ def test_unknown_and_missing_ids_take_row_zero_and_unknown_ones_are_counted(clie
     assert answer["unknown"] == {"events.item": 1, "profile.age": 1}
 
 
+def test_the_best_items_by_inner_product_come_back_in_order(client: httpx.Client) -> None:
+    answer = client.post(RETRIEVE, json=USER | {"k": 2}).json()
+    assert answer["items"] == [1 << 40, -7]
+    assert answer["scores"] == [16 * 5 + 29 * 6, 16 * 3 + 29 * 4]
+    assert len(client.post(RETRIEVE, json=USER | {"k": 1_000}).json()["items"]) == 3
+    assert client.post(RETRIEVE, json={"vector": [1, 2]}).json()["error"].startswith("retrieval needs `now` and")
+
+
+def test_a_named_user_is_kept_for_later_requests_with_the_same_query(client: httpx.Client) -> None:
+    whole = client.post(SCORE, json=USER | CANDIDATES).json()
+    assert whole["kept"] is False
+    client.post(EMBED, json=USER | {"user": "anna"})
+    kept = client.post(SCORE, json={"user": "anna", "query": {"shop": 5}} | CANDIDATES).json()
+    assert (kept["scores"], kept["kept"]) == (whole["scores"], True)
+    again = client.post(SCORE, json=USER | {"user": "anna"} | CANDIDATES).json()
+    assert (again["scores"], again["kept"]) == (whole["scores"], True)
+    near = client.post(RETRIEVE, json={"user": "anna", "query": {"shop": 5}}).json()
+    assert (near["items"][0], near["kept"]) == (1 << 40, True)
+    for asked in ({"user": "anna"}, {"user": "anna", "query": {"shop": 6}}, {"user": "berta", "query": {"shop": 5}}):
+        response = client.post(SCORE, json=asked | CANDIDATES)
+        assert (response.status_code, response.json()["error"][:34]) == (404, "no vector of this user with this q")
+    time.sleep(0.05)
+    old = client.post(SCORE, json={"user": "anna", "query": {"shop": 5}, "max_age_seconds": 0.01} | CANDIDATES)
+    assert old.status_code == 404
+
+
+def test_tasks_that_are_named_are_scored_alone(client: httpx.Client) -> None:
+    assert list(client.post(SCORE, json=USER | CANDIDATES | {"tasks": ["ctr"]}).json()["scores"]) == ["ctr"]
+    response = client.post(SCORE, json=USER | CANDIDATES | {"tasks": ["rank"]})
+    assert (response.status_code, response.json()["error"]) == (
+        422, "unknown task 'rank' of group 'impression': known: ctr",
+    )  # fmt: skip
+
+
+def test_a_version_is_asked_by_label_or_number(client: httpx.Client) -> None:
+    for version in ("stable", "1"):
+        assert client.post(EMBED, json=USER, headers={"x-stack-version": version}).json()["version"] == 1
+    for version in ("canary", "2", "nonsense", "9" * 30):
+        response = client.post(EMBED, json=USER, headers={"x-stack-version": version})
+        assert response.status_code == 404
+        assert response.json()["error"].endswith("is loaded: stable, canary or one of 1")
+
+
 def test_a_user_without_events_has_a_vector(client: httpx.Client) -> None:
     assert client.post(EMBED, json={"now": 9, "events": {"time": []}}).json()["vector"] == [0.5, 0.5]
 
@@ -107,9 +135,14 @@ BAD = {
     "no json": (EMBED, b"{", 400, "the body is not JSON in UTF-8"),
     "bad utf-8 in a key": (EMBED, b'{"\xff": 1}', 400, "the body is not JSON in UTF-8"),
     "bad utf-8 in an id": (EMBED, b'{"now": 9, "events": {"time": [1], "type": ["\xff"]}}', 400, "not JSON in UTF-8"),
-    "deep json": (EMBED, b'{"now": 9, "events": ' + b"[" * 2_900, 400, "the body is not JSON"),
+    "deep json": (EMBED, b'{"now": 9, "events": ' + b"[" * 1_200, 400, "the body is not JSON"),
     "a list": (EMBED, b"[]", 422, "Expected `object`, got `array`"),
-    "no now": (EMBED, b'{"events": {"time": []}}', 422, "missing required field `now`"),
+    "no now": (EMBED, b'{"events": {"time": []}}', 422, "give both `now` and `events`"),
+    "nobody": (EMBED, b"{}", 422, "give `now` and `events` of the user"),
+    "a name alone": (EMBED, b'{"user": "anna"}', 422, "give `now` and `events` of the user"),
+    "an endless age": (EMBED, b'{"user": "anna", "max_age_seconds": 1e10}', 422, "$.max_age_seconds"),
+    "no items": (RETRIEVE, b'{"now": 9, "events": {"time": []}, "k": 0}', 422, "$.k"),
+    "too many items": (RETRIEVE, b'{"now": 9, "events": {"time": []}, "k": 1001}', 422, "$.k"),
     "unknown field": (EMBED, b'{"now": 9, "events": {"time": []}, "x": 1}', 422, "unknown field `x`"),
     "unknown feature": (
         EMBED, b'{"now": 9, "events": {"time": [], "colour": []}}', 422, "field `colour` - at `$.events`",
@@ -138,8 +171,13 @@ BAD = {
     "unknown group": (SCORE, b'{"group": "g", "candidates": {}}', 422, "unknown group 'g': known: impression"),
     "no user": (SCORE, b'{"group": "impression", "candidates": {"item": [1]}}', 422, "give `now` and `events`"),
     "user and vector": (
-        SCORE, b'{"vector": [1, 2], "now": 9, "group": "impression", "candidates": {"item": [1]}}', 422, "not both",
+        SCORE, b'{"vector": [1, 2], "now": 9, "group": "impression", "candidates": {"item": [1]}}', 422, "not several",
     ),
+    "a vector with a query": (
+        SCORE, b'{"vector": [1, 2], "query": {"shop": 5}, "group": "impression", "candidates": {"item": [1]}}', 422,
+        "a `vector` has the profile and the query in it",
+    ),
+    "a name of a field without end": (EMBED, b'{"' + b"x" * 2_900 + b'": 1}', 422, "..."),
     "a vector of another width": (
         SCORE, b'{"vector": [1], "group": "impression", "candidates": {"item": [1]}}', 422, "this package have 2",
     ),
@@ -191,8 +229,6 @@ def test_a_chunked_body_is_limited_too(client: httpx.Client) -> None:
 
 
 def test_a_slow_body_is_refused(client: httpx.Client) -> None:
-    import socket
-
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
         connection.sendall(b"POST /v1/users:embed HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
         answer = connection.recv(4_096)
@@ -207,6 +243,62 @@ def test_an_encoded_body_is_refused(client: httpx.Client) -> None:
 
 
 def test_an_unknown_path_or_method_is_refused_in_json(client: httpx.Client) -> None:
-    assert client.get("/v2").json() == {"error": "GET /v2: Not Found"}
+    assert client.get("/v3").json() == {"error": "GET /v3: Not Found"}
     response = client.get(EMBED)
     assert (response.status_code, response.json()) == (405, {"error": f"GET {EMBED}: Method Not Allowed"})
+
+
+def test_requests_beyond_what_a_worker_takes_at_once_are_told_to_come_again(package: Path) -> None:
+    with running_server(package, options=["serve.workers=1", "serve.max_in_flight=2"]) as server:
+        address = httpx.URL(server.address)
+        waiting = [socket.create_connection((address.host, address.port), timeout=10) for _ in range(2)]
+        for one in waiting:
+            one.sendall(b"POST /v1/users:embed HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+        with httpx.Client(base_url=server.address, trust_env=False) as client:
+            deadline = time.monotonic() + 10
+            while (response := client.post(EMBED, json=USER)).status_code == 200 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+            for one in waiting:
+                one.close()
+            while client.post(EMBED, json=USER).status_code != 200 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert client.post(EMBED, json=USER).status_code == 200
+
+
+def test_with_tokens_only_their_bearers_are_answered_and_a_new_one_counts_at_once(
+    package: Path, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("a-token-of-sixteen-or-more\n")
+    tokens.chmod(0o600)
+    with (
+        running_server(package, options=["serve.workers=1", f"serve.read_tokens={tokens}"]) as server,
+        httpx.Client(base_url=server.address, trust_env=False) as client,
+    ):
+        assert client.get("/healthz").status_code == 200
+        for headers in ({}, {"authorization": "Bearer another-token-of-sixteen"}, {"authorization": "Basic x"}):
+            response = client.post(EMBED, json=USER, headers=headers)
+            assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+            assert "token" in response.json()["error"]
+        first = {"authorization": "Bearer a-token-of-sixteen-or-more"}
+        assert client.post(EMBED, json=USER, headers=first).status_code == 200
+        tokens.write_text("a-newer-token-of-sixteen\n")
+        second = {"authorization": "Bearer a-newer-token-of-sixteen"}
+        deadline = time.monotonic() + 10
+        while client.post(EMBED, json=USER, headers=second).status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert client.post(EMBED, json=USER, headers=second).status_code == 200
+        assert client.post(EMBED, json=USER, headers=first).status_code == 401
+
+
+def test_what_is_counted_names_no_user_and_no_item(client: httpx.Client, server: Running) -> None:
+    client.post(EMBED, json=USER | {"user": "a-name-to-be-kept-secret", "profile": {"age": "a-secret-age"}})
+    client.post(RETRIEVE, json={"user": "a-name-to-be-kept-secret", "query": {"shop": 5}})
+    text = httpx.get(f"{server.admin}/metrics", trust_env=False).text
+    assert 'stack_serve_requests_total{code="200",label="stable",route="embed"}' in text
+    assert 'stack_serve_unknown_ids_total{feature="profile.age"}' in text
+    assert 'stack_serve_cache_total{result="hits"}' in text
+    assert 'stack_serve_requests_total{code="422"' in text
+    assert "secret" not in text
+    assert len(text.splitlines()) < 300

@@ -10,7 +10,8 @@ import pytest
 from stack.__main__ import main
 from stack.data.dataset import Dataset
 from stack.export.package import read_manifest
-from stack.serve.client import RefusedError, ask, held_out_request, running_server
+from stack.export.requests import held_out_requests
+from stack.serve.client import RefusedError, ask, running_server
 from tests.prepared import write_prepared
 
 
@@ -29,9 +30,10 @@ def test_a_trained_run_is_exported_served_and_asked(tmp_path: Path, capsys: pyte
     package = tmp_path / "small" / "package"
     manifest = read_manifest(package)
     assert (manifest.lineage.run, manifest.lineage.last_day) == ("small", dataset.days()[0])
-    body = held_out_request(dataset, manifest.schema, day=dataset.days()[1], group="impression", max_events=100)
+    body = next(held_out_requests(dataset, manifest.schema, day=dataset.days()[1], group="impression", max_events=100))
     user = {name: body[name] for name in ("now", "events", "profile", "query")}
-    with running_server(package) as address:
+    with running_server(package, options=["serve.workers=1"]) as server:
+        address = server.address
         answer = ask(address, "/v1/users:embed", user)
         scores = ask(address, "/v1/items:score", body)
         with pytest.raises(RefusedError, match=r"items:score answered 422: this package attends by candidate"):
@@ -44,4 +46,6 @@ def test_a_trained_run_is_exported_served_and_asked(tmp_path: Path, capsys: pyte
     assert {name: len(column) for name, column in scores["scores"].items()} == {"ctr": 5, "rank": 5}
     assert scores["unknown"] == {}
     assert main(["serve", f"serve.package={tmp_path}/none"]) == 2
-    assert capsys.readouterr().err.startswith(f"stack: no package at {tmp_path}/none: it has no manifest.json")
+    assert capsys.readouterr().err.startswith(
+        f"stack: no package at {tmp_path}/none: write one with: stack export run.name="
+    )

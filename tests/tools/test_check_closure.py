@@ -79,7 +79,7 @@ def test_the_cuda_file_differs_from_the_cpu_file_only_by_what_cuda_needs() -> No
     )
 
 
-@pytest.mark.parametrize("name", ["cpu", "cuda", "build", "launch", "dev"])
+@pytest.mark.parametrize("name", ["cpu", "cuda", "build", "launch", "dev", "clients"])
 def test_requirements_are_exact_sorted_pins_without_hosts(name: str) -> None:
     lines = [line for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines() if line[0] != "#"]
     assert lines == sorted(set(lines), key=lambda line: line.partition("==")[0])

@@ -1,0 +1,61 @@
+"""The bench of rows looks up keys that are there, in tables as it says, and tells how much memory they took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stack.export.quantize import RowType
+from stack.export.runs import RowStore, Run
+from tools.bench import rows
+
+
+def test_every_row_type_is_timed_without_and_with_deltas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_CALLS", 5)
+    monkeypatch.setattr(rows, "_DELTA_ROWS", 50)
+    monkeypatch.setattr(rows, "_LARGE_ROWS", 400)
+    monkeypatch.setattr(rows, "_LARGE_LOOKUPS", 200)
+    figures = {figure.name: figure for figure in rows.measure(num_rounds=2, rows=[300], folder=tmp_path, large=True)}
+    for row_type in RowType:
+        for name, unit in (("100 keys, 0 deltas", "us"), ("100 keys, 8 deltas", "us"), ("open", "ms")):
+            figure = figures[f"300 rows, {row_type.value}: {name}"]
+            assert (figure.unit, len(figure.values)) == (unit, 2)
+            assert figure.low > 0
+    assert len(figures) == 4 * 4 + 2 * 6
+    assert figures["400 rows x 16, fp16, cold: RssFile after 200 lookups"].unit == "MiB"
+    assert figures["400 rows x 16, fp16, warm: 100 keys"].median > 0
+    assert not list(tmp_path.iterdir()), "what it wrote is deleted"
+
+
+def test_a_table_in_parts_has_its_rows_and_gives_keys_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "_PART_ROWS", 64)
+    draw = np.random.default_rng(0)
+    sampled = rows.write_table(tmp_path / "t", RowType.fp16, num_rows=1_000, dim=2, num_sampled=100, draw=draw)
+    run = Run(tmp_path / "t", row_type=RowType.fp16, dim=2)
+    assert run.keys is not None
+    assert (run.num_rows, len(np.unique(sampled))) == (1_000, len(sampled))
+    assert 100 <= len(sampled) <= 116  # of 16 parts, each rounded up
+    assert np.isin(sampled, run.keys).all()
+    assert sampled.max() - sampled.min() > 0.9 * 2.0**63
+
+
+def test_a_store_that_lacks_keys_is_found(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    sampled = rows.write_table(tmp_path / "t", RowType.int8, num_rows=100, dim=2, num_sampled=100, draw=draw)
+    store = RowStore(np.zeros(2, np.float32), [Run(tmp_path / "t", row_type=RowType.int8, dim=2)])
+    assert len(rows._microseconds(store, sampled.reshape(-1, 10))) == 10
+    with pytest.raises(AssertionError, match="every key that is asked for has a row"):
+        rows._microseconds(store, sampled.reshape(-1, 10) + 1)
+
+
+def test_memory_of_mapped_files_is_told_from_the_process_s_own() -> None:
+    before = rows.resident_mib()
+    block = np.ones(32 << 20, dtype=np.uint8)
+    after = rows.resident_mib()
+    assert block.sum() == 32 << 20
+    assert after["RssAnon"] - before["RssAnon"] == pytest.approx(32, abs=8)
+    assert after["RssFile"] - before["RssFile"] < 8
