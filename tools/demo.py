@@ -19,8 +19,9 @@ import msgspec
 from stack.base.errors import UserError
 from stack.data.dataset import Dataset
 from stack.export.package import read_manifest
+from stack.export.requests import held_out_requests
 from stack.job import CHOICES, Composer, Job, configs_folder
-from stack.serve.client import ask, held_out_request, running_server
+from stack.serve.client import ask, running_server
 from stack.telemetry.console import say
 
 VERBS = ("ingest", "train", "evaluate", "export")
@@ -35,7 +36,7 @@ def main(words: Sequence[str]) -> int:
     options = [f"experiment={words[0]}", *words[1:]]
     start = time.monotonic()
     for verb in VERBS:
-        status = _step([verb, *_options(verb, options)])
+        status = run_verb([verb, *_options(verb, options)])
         if status:
             return status
     try:
@@ -55,7 +56,8 @@ def _options(verb: str, options: Sequence[str]) -> list[str]:
     return [*options, "export.overwrite=true"] if verb == "export" else list(options)
 
 
-def _step(words: Sequence[str]) -> int:
+def run_verb(words: Sequence[str]) -> int:
+    """Runs `stack` with these words, and tells how long it took; its status."""
     say(f"\n$ stack {shlex.join(words)}")
     start = time.monotonic()
     status = subprocess.run([sys.executable, "-m", "stack", *words], check=False).returncode
@@ -73,19 +75,20 @@ def _ask_server(job: Job) -> None:
     say(f"\n$ stack serve serve.package={package}")
     manifest = read_manifest(package)
     dataset = Dataset(Path(job.data.out))
-    body = held_out_request(
-        dataset,
-        manifest.schema,
-        day=_first_unseen_day(dataset, manifest.lineage.last_day),
-        group="impression",
-        max_events=manifest.max_events,
-    )
-    with running_server(package) as address:
+    day = _first_unseen_day(dataset, manifest.lineage.last_day)
+    bodies = held_out_requests(
+        dataset, manifest.schema, day=day, group="impression", max_events=manifest.max_events
+    )  # fmt: skip
+    body = next(bodies, None)
+    if body is None:
+        raise UserError(f"day {day} of {dataset.path} has no impression to ask for")
+    with running_server(package, options=["serve.workers=1"]) as server:
         user = {name: body[name] for name in ("now", "events", "profile", "query")}
-        vector = ask(address, "/v1/users:embed", user)
-        scores = ask(address, "/v1/items:score", body)
-    say(f"POST /v1/users:embed -> {_short(vector)}")
-    say(f"POST /v1/items:score -> {_short(scores)}")
+        for path, asked in (
+            ("/v1/users:embed", user), ("/v1/items:score", body), ("/v1/users:retrieve", {**user, "k": NUM_SHOWN}),
+        ):  # fmt: skip
+            if path != "/v1/users:retrieve" or manifest.retrieval is not None:
+                say(f"POST {path} -> {short(ask(server.address, path, asked))}")
 
 
 def _first_unseen_day(dataset: Dataset, last_trained: str) -> str:
@@ -95,7 +98,7 @@ def _first_unseen_day(dataset: Dataset, last_trained: str) -> str:
     return later[0]
 
 
-def _short(answer: object) -> str:
+def short(answer: object) -> str:
     """JSON with long lists cut, so that a person can read it."""
     return msgspec.json.encode(_cut(answer)).decode()
 

@@ -14,6 +14,8 @@
     python -m tools.bench increments experiment=demo run.name=increments --picture increments.png
     python -m tools.bench billion --picture billion.png
     python -m tools.bench checkpoint --folder runs
+    python -m tools.bench serving --run runs/demo --package runs/demo/package
+    python -m tools.bench rows --folder runs
 
 `loading`, `training`, `encoding`, `dedup`, `pipeline`, `quality` and `increments` need a prepared dataset. On an idle
 machine: `conditions.load_average` in the JSON tells how idle.
@@ -46,7 +48,8 @@ def main() -> None:
         text = harness.found_json({"outcomes": outcomes}, settings=settings, before=before)
     else:
         figures = _measure(arguments)
-        table, text = harness.as_table(figures), harness.as_json(figures, settings=settings, before=before)
+        told = _told_apart(figures) if arguments.bench == "serving" else figures
+        table, text = harness.as_table(told), harness.as_json(figures, settings=settings, before=before)
     show(table)
     if arguments.out is not None:
         harness.write(arguments.out, text)
@@ -107,6 +110,14 @@ def _measure(arguments: argparse.Namespace) -> list[harness.Figure]:
         return checkpoint.measure(
             num_rounds=arguments.rounds, rows=arguments.rows, large=arguments.large, folder=arguments.folder
         )
+    if arguments.bench == "serving":
+        return _serving(arguments)
+    if arguments.bench == "rows":
+        from tools.bench import rows
+
+        return rows.measure(
+            num_rounds=arguments.rounds, rows=arguments.rows, folder=arguments.folder, large=arguments.large
+        )
     if arguments.bench == "pipeline":
         from tools.bench import pipeline
 
@@ -125,6 +136,25 @@ def _measure(arguments: argparse.Namespace) -> list[harness.Figure]:
 
     measure = training.measure_loading if arguments.bench == "loading" else training.measure_training
     return measure(workload, num_rounds=arguments.rounds)
+
+
+def _serving(arguments: argparse.Namespace) -> list[harness.Figure]:
+    from tools.bench import freshness, serving, stages, swaps
+
+    package = arguments.package
+    figures = serving.measure(package, num_rounds=arguments.rounds, seconds=arguments.seconds)
+    figures += stages.measure(package, num_rounds=arguments.rounds)
+    figures += swaps.measure(package, num_swaps=arguments.swaps)
+    return figures + freshness.measure(arguments.run, package, num_rounds=arguments.rounds)
+
+
+def _told_apart(figures: Sequence[harness.Figure]) -> list[harness.Figure]:
+    """Shows what was asked of a server as a line for each kind of request; gives the rest."""
+    from tools.bench import serving
+
+    loads = [figure for figure in figures if serving.AT_ONCE in figure.name]
+    show(serving.as_table(loads))
+    return [figure for figure in figures if figure not in loads]
 
 
 def _workload(arguments: argparse.Namespace) -> Workload:
@@ -171,6 +201,19 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint.add_argument("--large", action="store_true", help="1e8 rows in fp16, once (8 GiB of memory, 20 of disk)")
     checkpoint.add_argument("--rounds", type=int, default=3)
     checkpoint.add_argument("--out", type=Path, help="JSON file")
+    served = benches.add_parser("serving", help="a server's speed, its stages, swaps and kills under load")
+    served.add_argument("--package", type=Path, required=True, help="folder that `stack export` wrote")
+    served.add_argument("--run", type=Path, required=True, help="folder of the run that it is of")
+    served.add_argument("--seconds", type=float, default=4.0, help="of each case at each concurrency")
+    served.add_argument("--swaps", type=int, default=100)
+    served.add_argument("--rounds", type=int, default=3)
+    served.add_argument("--out", type=Path, help="JSON file")
+    stored = benches.add_parser("rows", help="lookups in a package's rows, by type, with and without deltas")
+    stored.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
+    stored.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
+    stored.add_argument("--large", action="store_true", help="1e8 rows of 16 in fp16 (4 GiB of disk), once")
+    stored.add_argument("--rounds", type=int, default=5)
+    stored.add_argument("--out", type=Path, help="JSON file")
     _add_benches_of_ids(benches)
     once = benches.add_parser("once", help="one pass in this process (what `encoding` measures the memory of)")
     once.add_argument("variant")

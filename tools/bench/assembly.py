@@ -13,6 +13,7 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stack.base.dist import own_device, process_group
+from stack.base.memory import keep_freed_memory
 from stack.base.run import RunConfig
 from stack.base.seed import seed_everything
 from stack.data.dataset import Dataset
@@ -21,7 +22,6 @@ from stack.job import CHOICES, Composer, Job, configs_folder
 from stack.model import enabled_tasks
 from stack.tasks import TASKS
 from stack.train.build import Setup, build_sharded_model, training_days
-from stack.train.memory import keep_freed_memory
 from stack.verbs import setup_of
 
 

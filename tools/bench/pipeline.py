@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 from stack.base.dist import own_device, process_group, share_cores
+from stack.base.memory import keep_freed_memory
 from stack.base.seed import seed_everything
 from stack.data.batch import to_device
 from stack.data.loader import Cursor, Loader
@@ -32,7 +33,6 @@ from stack.tables.shard import dense_module
 from stack.train.build import build_loop
 from stack.train.config import Pipeline
 from stack.train.loop import Loop
-from stack.train.memory import keep_freed_memory
 from stack.train.steps import Loaded, OneByOne, SparseDist, Steps
 from stack.train.verb import own_share_of_cores
 from tools.bench import harness

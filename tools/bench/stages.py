@@ -1,0 +1,159 @@
+"""Where a request's time goes, stage by stage, in this process; and what asking for several users at once would save.
+
+The stages are timed one after the other in the same pass, as a server does them: each finds the caches as the one
+before left them. Times are medians of many passes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from stack.export.engines import Array
+from stack.export.package import USER_HALF, open_package
+from stack.export.runner import Candidates, Runner
+from stack.serve.cache import NoCache
+from stack.serve.config import ServeConfig
+from stack.serve.predictor import Predictor
+from stack.serve.request import Limits
+from stack.serve.service import Kept, Served, Service
+from tools.bench.bodies import recorded_bodies, sized, user_of
+from tools.bench.harness import Figure
+from tools.bench.serving import GROUP
+
+USERS_AT_ONCE = (1, 2, 4, 8, 16)
+NUM_PASSES = 300
+
+
+def measure(package: Path, *, num_rounds: int, num_passes: int = NUM_PASSES) -> list[Figure]:
+    """Milliseconds of each stage of `embed` with 100 events and of `score` with 1,000 candidates."""
+    manifest = open_package(package)
+    defaults = ServeConfig()
+    limits = Limits(num_events=0, num_candidates=defaults.max_candidates, num_ids=defaults.max_ids)
+    service = Service(kept=Kept(cache=NoCache(), max_age_seconds=1.0), limits=limits)
+    served = service.make(1, Predictor(package, manifest))
+    body = recorded_bodies(package, GROUP)[0]
+    embed = msgspec.json.encode(user_of(sized(body)))
+    score = msgspec.json.encode(sized(body, num_candidates=1_000))
+    found: dict[str, list[float]] = {}
+    for _ in range(num_rounds):
+        for name, value in (
+            _embed(service, served, embed, num_passes)
+            | _score(served, score, num_passes // 4)
+            | _batches(served, embed, num_passes // 4)
+        ).items():
+            found.setdefault(name, []).append(value)
+    return [Figure(name=name, unit="ms", values=tuple(values)) for name, values in found.items()]
+
+
+def _embed(service: Service, served: Served, body: bytes, num_passes: int) -> dict[str, float]:
+    predictor = served.predictor
+    runner, engine = predictor._runner, predictor._engine
+    graph = predictor.manifest.graphs[USER_HALF]
+
+    def one(mark: Callable[[str], None]) -> None:
+        who = served.decoder.embed(body)
+        mark("JSON read and checked")
+        assert who.user is not None
+        users = predictor._users(who.user, {})
+        mark("ids to keys")
+        inputs = [runner._user_input(graph, entry, users, None) for entry in graph.inputs]
+        mark("keys to vectors")
+        engine.run(USER_HALF, inputs)
+        mark("user half")
+
+    stages = _stages(one, num_passes)
+    whole = _median(lambda: msgspec.json.encode(service.embed(served, body)), num_passes)
+    stages["answer made and written"] = whole - sum(stages.values())
+    return _named("embed, 100 events", {**stages, "all": whole})
+
+
+def _score(served: Served, body: bytes, num_passes: int) -> dict[str, float]:
+    predictor = served.predictor
+    request = served.decoder.score(body)
+    assert request.who.user is not None
+    (user,) = predictor.compute([request.who.user])
+    described = predictor.manifest.schema.group(GROUP)
+    names = ["score_ctr"] if "score_ctr" in predictor.manifest.graphs else []
+
+    def one(mark: Callable[[str], None]) -> None:
+        asked = served.decoder.score(body)
+        mark("JSON read and checked")
+        keys = predictor._keys(described.candidate, asked.candidates, asked.num_candidates)
+        mark("ids to keys")
+        dense_EF = np.zeros((asked.num_candidates, len(described.dense)), dtype=np.float32)
+        for index, column in enumerate(described.dense):
+            dense_EF[:, index] = np.fromiter(asked.dense[column], np.float32, count=asked.num_candidates)
+        mark("ranking features to an array")
+        candidates = Candidates(ids=keys, dense_EF=dense_EF)
+        inputs = _candidate_inputs(predictor._runner, names, candidates, user.outputs)
+        mark("keys to vectors")
+        for name, of_graph in inputs.items():
+            predictor._engine.run(name, of_graph)
+        mark("scorer (ctr)")
+
+    return _named("score, 1,000 candidates", _stages(one, num_passes))
+
+
+def _candidate_inputs(
+    runner: Runner, names: Sequence[str], candidates: Candidates, user: Mapping[str, Array]
+) -> dict[str, list[Array]]:
+    graphs = {name: runner._manifest.graphs[name] for name in names}
+    return {
+        name: [runner._candidate_input(graph, entry, candidates, user, None) for entry in graph.inputs]
+        for name, graph in graphs.items()
+    }
+
+
+def _batches(served: Served, body: bytes, num_passes: int) -> dict[str, float]:
+    """The user half of several users at once, for each of them."""
+    predictor = served.predictor
+    who = served.decoder.embed(body)
+    assert who.user is not None
+    users = predictor._users(who.user, {})
+    graph = predictor.manifest.graphs[USER_HALF]
+    one = [predictor._runner._user_input(graph, entry, users, None) for entry in graph.inputs]
+    found = {}
+    for number in USERS_AT_ONCE:
+        inputs = [
+            np.ascontiguousarray(np.repeat(value, number, axis=0)) for value in one
+        ]  # fmt: skip
+        seconds = _median(lambda inputs=inputs: predictor._engine.run(USER_HALF, inputs), num_passes)  # type: ignore[misc]
+        found[f"user half, 100 events, {number} users at once, each"] = seconds / number
+    return found
+
+
+def _stages(one: Callable[[Callable[[str], None]], None], num_passes: int) -> dict[str, float]:
+    """Medians of the times between marks."""
+    times: dict[str, list[float]] = {}
+    for number in range(num_passes + 3):
+        last = time.perf_counter()
+
+        def mark(name: str) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            if number >= 3:  # noqa: B023
+                times.setdefault(name, []).append(1e3 * (now - last))
+            last = now
+
+        one(mark)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _median(act: Callable[[], object], num_passes: int) -> float:
+    """Milliseconds of a call."""
+    times = []
+    for _ in range(num_passes + 3):
+        start = time.perf_counter()
+        act()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[3:])
+
+
+def _named(request: str, stages: Mapping[str, float]) -> dict[str, float]:
+    return {f"{request}: {stage}": value for stage, value in stages.items()}
