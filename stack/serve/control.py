@@ -21,11 +21,13 @@ class Message(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
 
 
 class Load(Message, frozen=True, kw_only=True):
-    """Opens a package, with deltas on it, the oldest first, as the version `number`; warms and tries it."""
+    """Opens a package, with deltas on it, the oldest first, as the version `number`; warms and tries it. Each comes
+    with the digest that its manifest had when it was checked."""
 
     number: int
     folder: str
-    deltas: list[str] = []
+    digest: str
+    deltas: list[tuple[str, str]] = []
 
 
 class Rows(Message, frozen=True, kw_only=True):
@@ -33,6 +35,7 @@ class Rows(Message, frozen=True, kw_only=True):
 
     number: int
     folder: str
+    digest: str
 
 
 class Use(Message, frozen=True, kw_only=True):

@@ -98,10 +98,20 @@ class Fleet:
         self._show()
 
     async def prepare(self, member: Member) -> None:
-        """Brings a new worker to where the others are, then lets it accept."""
+        """Brings a new worker to where the others are, then lets it accept. A version that cannot be loaded any more
+        is forgotten, unless it answers requests.
+
+        Raises: `PackageError` where one that does cannot be loaded.
+        """
         async with self._changing:
-            for version in self.versions.values():
-                await member.order(_load(version))
+            for version in list(self.versions.values()):
+                try:
+                    await member.order(_load(version))
+                except PackageError as error:
+                    if version.number in (self.labels.stable, self.labels.canary):
+                        raise
+                    say(f"version {version.number} is dropped, it cannot be loaded again: {error}")
+                    await self._drop(version.number)
             await member.order(self.labels)
             await member.order(Serve(id=0))
 
@@ -132,7 +142,7 @@ class Fleet:
             delta = await _aside(lambda: self._trusted_delta(folder))
             follows(delta, version.manifest, [one.manifest for one in version.deltas])
             try:
-                await self.order(Rows(id=0, number=version.number, folder=str(folder)))
+                await self.order(Rows(id=0, number=version.number, folder=str(folder), digest=delta.digest))
             except PackageError:
                 await self.order(_load(version))
                 raise
@@ -280,7 +290,8 @@ class Fleet:
 
 def _load(version: Version) -> Load:
     return Load(
-        id=0, number=version.number, folder=str(version.folder), deltas=[one.folder for one in version.deltas]
+        id=0, number=version.number, folder=str(version.folder), digest=version.manifest.digest,
+        deltas=[(one.folder, one.manifest.digest) for one in version.deltas],
     )  # fmt: skip
 
 

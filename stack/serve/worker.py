@@ -26,7 +26,7 @@ from stack.base.errors import PackageError, UserError
 from stack.base.memory import give_back_memory
 from stack.export.answers import Recorded
 from stack.export.delta import DeltaManifest
-from stack.export.package import GraphFormat, read_manifest, read_sealed
+from stack.export.package import GraphFormat, Sealed, read_manifest, read_sealed
 from stack.serve.app import Bounds, Front, build_app
 from stack.serve.cache import CacheKind, open_cache
 from stack.serve.config import ServeConfig
@@ -44,6 +44,7 @@ _PAUSE_SECONDS = 0.002
 _SWITCH_SECONDS = 0.0005
 """How long a loading thread may hold the interpreter while a request waits."""
 T = TypeVar("T")
+M = TypeVar("M", bound=Sealed)
 
 
 class Worker:
@@ -126,8 +127,11 @@ class Worker:
     def _load(self, order: Load) -> Served:
         """Raises: `PackageError` where the package cannot be opened, or answers other than what it recorded."""
         folder = Path(order.folder)
-        manifest = read_manifest(folder)
-        deltas = [(Path(place), read_sealed(Path(place), DeltaManifest)) for place in order.deltas]
+        manifest = _same(read_manifest(folder), order.digest, folder)
+        deltas = [
+            (Path(place), _same(read_sealed(Path(place), DeltaManifest), digest, Path(place)))
+            for place, digest in order.deltas
+        ]
         predictor = Predictor(folder, manifest, graph_format=self._format, deltas=deltas)
         served = self._service.make(order.number, predictor)
         self._try(served, exact=not deltas)
@@ -136,7 +140,8 @@ class Worker:
     def _with_rows(self, order: Rows) -> Served:
         folder = Path(order.folder)
         before = self._service.versions[order.number]
-        predictor = before.predictor.with_delta(folder, read_sealed(folder, DeltaManifest))
+        delta = _same(read_sealed(folder, DeltaManifest), order.digest, folder)
+        predictor = before.predictor.with_delta(folder, delta)
         served = Served(number=before.number, predictor=predictor, decoder=before.decoder)
         self._try(served, exact=False)
         return served
@@ -151,6 +156,13 @@ class Worker:
         for one in recorded * NUM_WARM_ROUNDS:
             prove(self._service, served, one, exact=exact)
             time.sleep(_PAUSE_SECONDS)
+
+
+def _same(manifest: M, digest: str, folder: Path) -> M:
+    """Raises: `PackageError` where another package is there than the one that was checked."""
+    if manifest.digest != digest:
+        raise PackageError(f"{folder} was replaced after it was checked: load it by name, and it is checked anew")
+    return manifest
 
 
 def prove(service: Service, served: Served, recorded: Recorded, *, exact: bool) -> None:

@@ -278,6 +278,21 @@ def test_a_killed_worker_takes_nothing_with_it_but_what_it_had_and_comes_back_wa
     assert "stack_serve_worker_restarts_total 2.0" in metrics
 
 
+def test_a_worker_that_comes_back_refuses_a_package_that_was_replaced_meanwhile(server: Running, root: Path) -> None:
+    shutil.rmtree(root / "a")
+    shutil.copytree(root / "b", root / "a")
+    workers(server)[0].send_signal(signal.SIGKILL)
+    wait_for(lambda: server.order("/healthz")["workers"] == 1)
+    time.sleep(2.0)
+    assert server.order("/healthz")["workers"] == 1
+    assert vector(server) == FIRST
+    told = server.order("/admin/load", {"package": "a"})
+    assert vector(server) == SECOND
+    assert len(told["versions"]) == 2
+    wait_for(lambda: server.order("/healthz")["workers"] == 2)
+    assert [one["version"] for one in server.order("/admin/versions")["versions"]] == [2]
+
+
 def test_a_stopped_server_answers_what_it_has_begun(server: Running) -> None:
     with httpx.Client(base_url=server.address, trust_env=False) as client:
         assert client.post(EMBED, json=USER).status_code == 200
