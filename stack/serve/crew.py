@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -105,7 +105,6 @@ class Crew:
         self._num_workers = num_workers
         self._prepare = prepare
         self._died = died
-        self._stopping = False
         self._keepers: list[asyncio.Task[None]] = []
         self.members: list[Member] = []
 
@@ -134,7 +133,6 @@ class Crew:
 
     async def stop(self, seconds: float) -> None:
         """Lets all answer what is under way; kills those that take longer."""
-        self._stopping = True
         for keeper in self._keepers:
             keeper.cancel()
         members, self.members = self.members, []
@@ -208,8 +206,3 @@ class Crew:
 def _reraise(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         raise error
-
-
-def worker_pids(members: Sequence[Member]) -> list[int]:
-    """Of the processes that answer."""
-    return [member.process.pid for member in members]

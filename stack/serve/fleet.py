@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -249,18 +250,25 @@ class Fleet:
         self.before = [one for one in self.before if one != number]
 
     async def _merge(self, version: Version) -> None:
-        """Makes one delta of those on a version, beside requests, and exchanges them."""
+        """Makes one delta of those on a version, beside requests, and exchanges them. Where that fails a line says so,
+        and they stay as they are."""
         deltas = list(version.deltas)
         folder = self._work / f"merged-{version.number}-{deltas[-1].manifest.digest[:12]}"
         places = [Path(one.folder) for one in deltas]
-        manifest = await _aside(lambda: merge(places, version.manifest, folder))
-        async with self._changing:
-            if self.versions.get(version.number) is not version or version.deltas[: len(deltas)] != deltas:
-                return
-            merged = LaidOver(name=folder.name, folder=str(folder), manifest=manifest)
-            rest = version.deltas[len(deltas) :]
-            version.deltas = [merged, *rest]
-            await self.order(_load(version))
+        try:
+            manifest = await _aside(lambda: merge(places, version.manifest, folder))
+            async with self._changing:
+                if self.versions.get(version.number) is not version or version.deltas[: len(deltas)] != deltas:
+                    return
+                merged = LaidOver(name=folder.name, folder=str(folder), manifest=manifest)
+                await self.order(_load(version, deltas=[merged, *version.deltas[len(deltas) :]]))
+                version.deltas[: len(deltas)] = [merged]
+        except (PackageError, OSError) as error:
+            say(f"version {version.number}: its {len(deltas)} deltas could not be merged: {error}")
+            return
+        for place in places:
+            if place.parent == self._work:  # merged before; whoever has it open keeps it
+                shutil.rmtree(place, ignore_errors=True)
         say(f"version {version.number}: {len(deltas)} deltas are one now")
 
     @asynccontextmanager
@@ -288,10 +296,11 @@ class Fleet:
         self._metrics.share.set(self.labels.share)
 
 
-def _load(version: Version) -> Load:
+def _load(version: Version, *, deltas: Sequence[LaidOver] | None = None) -> Load:
+    """With its deltas, or with others in their place."""
     return Load(
         id=0, number=version.number, folder=str(version.folder), digest=version.manifest.digest,
-        deltas=[(one.folder, one.manifest.digest) for one in version.deltas],
+        deltas=[(one.folder, one.manifest.digest) for one in (version.deltas if deltas is None else deltas)],
     )  # fmt: skip
 
 

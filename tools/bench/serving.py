@@ -31,6 +31,8 @@ GROUP = "impression"
 AT_ONCE = " at once: "
 """In the names of figures of a load."""
 _WARM_SECONDS = 0.5
+_KEPT = "serve.cache_max_age_seconds=86400"
+"""No vector is too old before the last round."""
 _BARE = """
 import sys, msgspec, uvicorn
 from starlette.applications import Starlette
@@ -72,7 +74,7 @@ def measure(package: Path, *, num_rounds: int, seconds: float, options: Sequence
 @contextmanager
 def on_two_cores(package: Path, *, options: Sequence[str] = ()) -> Iterator[tuple[Running, int]]:
     """A server whose one worker has the first core, while this process has the second; the worker's id."""
-    with running_server(package, options=["serve.workers=1", *options]) as server:
+    with running_server(package, options=["serve.workers=1", _KEPT, *options]) as server:
         pid = worker_pids(server)[0]
         own = os.sched_getaffinity(0)
         first, *rest = sorted(own)
