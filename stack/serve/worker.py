@@ -8,8 +8,11 @@ in one assignment. Needs no torch, unless the package's graphs do.
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,9 +42,13 @@ from stack.serve.tokens import Tokens
 from stack.telemetry.metrics import WorkerMetrics
 
 NUM_WARM_ROUNDS = 3
-_PAUSE_SECONDS = 0.002
-"""Between two warming requests, so that those of others find the processor free."""
-_SWITCH_SECONDS = 0.0005
+_PAUSES_TO_WORK = 4.0
+"""Between two warming requests a worker that answers others rests so many times as long as one took: those of others
+find the processor free for four fifths of the time."""
+_NICENESS = 5
+"""Of the thread that loads: a third of the weight. Not less: it has the interpreter at times, and were it to wait long
+for the core while other processes have it, requests would wait with it."""
+_SWITCH_SECONDS = 0.0001
 """How long a loading thread may hold the interpreter while a request waits."""
 T = TypeVar("T")
 M = TypeVar("M", bound=Sealed)
@@ -79,7 +86,7 @@ class Worker:
             )
         )
         self._serving: asyncio.Task[None] | None = None
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=_yield_to_requests)
 
     async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Until it is told to stop, or the supervisor is gone."""
@@ -115,13 +122,14 @@ class Worker:
                 service.versions = {number: one for number, one in service.versions.items() if number != order.number}
                 await self._beside(give_back_memory)
             case Serve():
+                gc.collect()
+                gc.freeze()  # what was imported stays: looking through it would stop requests for tens of milliseconds
                 self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
             case Stop():
                 self._front.stopping = self._server.should_exit = True
 
     async def _beside(self, work: Callable[[], T]) -> T:
-        """In the one thread that loads. Its priority is that of requests: a thread of a lower one that had the
-        interpreter while other processes have the core would stop them."""
+        """In the one thread that loads."""
         return await asyncio.get_running_loop().run_in_executor(self._loader, work)
 
     def _load(self, order: Load) -> Served:
@@ -153,9 +161,17 @@ class Worker:
             raise PackageError(
                 f"package {served.predictor.folder} recorded no request to be tried with: export it again"
             )
+        answering = self._serving is not None
         for one in recorded * NUM_WARM_ROUNDS:
+            start = time.perf_counter()
             prove(self._service, served, one, exact=exact)
-            time.sleep(_PAUSE_SECONDS)
+            if answering:
+                time.sleep(_PAUSES_TO_WORK * (time.perf_counter() - start))
+
+
+def _yield_to_requests() -> None:
+    """Gives the thread that loads a third of the weight of the one that answers."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _same(manifest: M, digest: str, folder: Path) -> M:

@@ -24,7 +24,7 @@ machine: `conditions.load_average` in the JSON tells how idle.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -32,6 +32,8 @@ from rich.table import Table
 from stack.telemetry.console import say, show
 from tools.bench import harness, ingest
 from tools.bench.assembly import Workload, workload_of
+
+SERVING_PARTS = ("load", "stages", "swaps", "freshness")
 
 
 def main() -> None:
@@ -47,10 +49,10 @@ def main() -> None:
         table, outcomes = _study(arguments)
         text = harness.found_json({"outcomes": outcomes}, settings=settings, before=before)
     else:
-        figures = _measure(arguments)
-        told = _told_apart(figures) if arguments.bench == "serving" else figures
-        table, text = harness.as_table(told), harness.as_json(figures, settings=settings, before=before)
-    show(table)
+        figures = _serving(arguments) if arguments.bench == "serving" else _measure(arguments)
+        table, text = harness.as_table(figures), harness.as_json(figures, settings=settings, before=before)
+    if arguments.bench != "serving":  # that has shown its parts
+        show(table)
     if arguments.out is not None:
         harness.write(arguments.out, text)
         say(f"wrote {arguments.out}")
@@ -110,8 +112,6 @@ def _measure(arguments: argparse.Namespace) -> list[harness.Figure]:
         return checkpoint.measure(
             num_rounds=arguments.rounds, rows=arguments.rows, large=arguments.large, folder=arguments.folder
         )
-    if arguments.bench == "serving":
-        return _serving(arguments)
     if arguments.bench == "rows":
         from tools.bench import rows
 
@@ -139,22 +139,22 @@ def _measure(arguments: argparse.Namespace) -> list[harness.Figure]:
 
 
 def _serving(arguments: argparse.Namespace) -> list[harness.Figure]:
+    """Each part is shown as soon as it is measured: together they take a quarter of an hour."""
     from tools.bench import freshness, serving, stages, swaps
 
-    package = arguments.package
-    figures = serving.measure(package, num_rounds=arguments.rounds, seconds=arguments.seconds)
-    figures += stages.measure(package, num_rounds=arguments.rounds)
-    figures += swaps.measure(package, num_swaps=arguments.swaps)
-    return figures + freshness.measure(arguments.run, package, num_rounds=arguments.rounds)
-
-
-def _told_apart(figures: Sequence[harness.Figure]) -> list[harness.Figure]:
-    """Shows what was asked of a server as a line for each kind of request; gives the rest."""
-    from tools.bench import serving
-
-    loads = [figure for figure in figures if serving.AT_ONCE in figure.name]
-    show(serving.as_table(loads))
-    return [figure for figure in figures if figure not in loads]
+    package, rounds = arguments.package, arguments.rounds
+    parts: dict[str, Callable[[], list[harness.Figure]]] = {
+        "load": lambda: serving.measure(package, num_rounds=rounds, seconds=arguments.seconds),
+        "stages": lambda: stages.measure(package, num_rounds=rounds),
+        "swaps": lambda: swaps.measure(package, num_swaps=arguments.swaps),
+        "freshness": lambda: freshness.measure(arguments.run, package, num_rounds=rounds),
+    }
+    figures = []
+    for part in arguments.parts:
+        found = parts[part]()
+        show(serving.as_table(found) if part == "load" else harness.as_table(found))
+        figures += found
+    return figures
 
 
 def _workload(arguments: argparse.Namespace) -> Workload:
@@ -205,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     served.add_argument("--package", type=Path, required=True, help="folder that `stack export` wrote")
     served.add_argument("--run", type=Path, required=True, help="folder of the run that it is of")
     served.add_argument("--seconds", type=float, default=4.0, help="of each case at each concurrency")
+    served.add_argument("--parts", nargs="+", choices=SERVING_PARTS, default=SERVING_PARTS)
     served.add_argument("--swaps", type=int, default=100)
     served.add_argument("--rounds", type=int, default=3)
     served.add_argument("--out", type=Path, help="JSON file")
