@@ -4,7 +4,7 @@
 #   make full     the same with the larger training run
 #   make serve-demo the demo served, refreshed and swapped under load (after make demo)
 #   make test     what CI runs: format, lint, types, import contracts, closure, tests
-#   make test-long the tests that take minutes each: jobs of two agents that lose workers and hosts
+#   make test-long the tests that take long: jobs of two agents that lose workers and hosts, all faults, all worlds, Spark
 #   make check    all of that but the tests
 #   make format   puts the code in its format
 #   make clean    removes what these targets made, but for prepared data and runs

@@ -190,7 +190,8 @@ def test_verbs_without_what_the_verb_before_makes_say_which_it_is(
     assert "'2023-13-01' is not a day of the calendar" in refusal(capsys, "train", "train.to_day='2023-13-01'")
     assert "'1.2.2023' is not a day" in refusal(capsys, "evaluate", "evaluate.first_day=1.2.2023")
     assert "runs/mine is not a run" in refusal(capsys, "evaluate", "run.name=mine")
-    assert "no package at runs/mine/package" in refusal(capsys, "serve", "serve.package=runs/mine/package")
+    serve = refusal(capsys, "serve", "serve.package=runs/mine/package")
+    assert f"no package at {folder}/runs/mine/package: write one with: stack export" in serve
 
 
 def test_ids_of_another_type_than_the_datasets_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

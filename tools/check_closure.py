@@ -31,13 +31,12 @@ class Installed:
 
 
 def installed() -> dict[str, Installed]:
-    """The distributions of the running Python, by canonical name."""
-    return {
-        canonicalize_name(one.metadata["Name"]): Installed(
-            version=Version(one.version), requires=tuple(one.requires or ())
-        )
-        for one in distributions()
-    }
+    """The distributions of the running Python, by canonical name: of several, the one that an import finds."""
+    found: dict[str, Installed] = {}
+    for one in distributions():
+        name = canonicalize_name(one.metadata["Name"])
+        found.setdefault(name, Installed(version=Version(one.version), requires=tuple(one.requires or ())))
+    return found
 
 
 def faults(found: Mapping[str, Installed]) -> list[str]:

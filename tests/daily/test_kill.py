@@ -44,7 +44,10 @@ def _kill(nights: Nights, *, above: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("managed", [False, True], ids=["direct ids", "managed ids"])
+@pytest.mark.parametrize(
+    "managed",
+    [pytest.param(False, id="direct ids"), pytest.param(True, id="managed ids", marks=pytest.mark.long)],
+)
 def test_days_killed_twice_end_bit_for_bit_as_undisturbed(
     trained: Run, trained_managed: Run, tmp_path: Path, managed: bool
 ) -> None:

@@ -257,7 +257,7 @@ def test_bad_rows_below_the_limit_are_counted_and_sampled(tmp_path: Path) -> Non
 
 @pytest.mark.spark
 @pytest.mark.timeout(900)  # two minutes of processor time, and longer where others share it
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("java") is None, reason="there is no Java on this machine, and Spark needs it")
 @pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning")
 def test_spark_gives_the_rows_and_keys_that_duckdb_gives(log: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.distributed.launch import run_ranks
 from tests.prepared import write_prepared
 from tests.train.worker import Run, setup_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 WORLDS = (1, 2, 4, 1)
 STEPS = 3
 SHARDINGS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,17 @@ def test_what_a_pin_requires_must_be_a_pin() -> None:
     assert unpinned(found, ["a==1.0", "b==1.0  # why", "c==1.0"]) == []
     assert unpinned(found, ["a==1.0", "b==1.0"]) == ["b 1.0 requires c: installed, but no pin"]
     assert unpinned(found, ["c==1.0"]) == []
+
+
+def test_of_two_with_a_name_the_one_that_an_import_finds_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """setuptools, imported, appends a folder with copies of others' distributions to the path."""
+    copy = tmp_path / "rich-0.1.dist-info"
+    copy.mkdir()
+    (copy / "METADATA").write_text("Metadata-Version: 2.1\nName: rich\nVersion: 0.1\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert str(installed()["rich"].version) != "0.1"
 
 
 def test_nothing_is_missing_in_this_environment() -> None:
