@@ -18,8 +18,6 @@ chose what it builds on: of two jobs that train one run, one is refused, however
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 import threading
 import time
 import uuid
@@ -33,6 +31,7 @@ import msgspec
 from torch import Tensor
 
 from stack.base.errors import CheckpointError
+from stack.base.threads import step_back
 from stack.checkpoint.chain import Chain
 from stack.checkpoint.config import CheckpointConfig
 from stack.checkpoint.crew import Crew
@@ -279,8 +278,7 @@ class ChainWriter:
         return None
 
     def _write_beside(self, job: _Job) -> None:
-        if sys.platform == "linux":  # there a thread has its own priority: training goes first
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        step_back(_NICE)  # training goes first
         self._write(job)
 
     def _write(self, job: _Job) -> None:

@@ -16,10 +16,11 @@ Legend: N rows or keys, D width of a table.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,21 +30,19 @@ from numpy.typing import NDArray
 
 from stack.base.errors import CheckpointError, PackageError
 from stack.base.files import folder_aside
-from stack.export.package import (
-    DEFAULT,
+from stack.export.package import DEFAULT, ROWS, PackageManifest, read_manifest
+from stack.export.run_writer import merge_deltas, write_run
+from stack.export.runs import Run
+from stack.export.sealed import (
     FORMAT_VERSION,
     MANIFEST,
-    ROWS,
-    PackageManifest,
     Sealed,
     check_files,
     describe_files,
-    read_manifest,
     read_sealed,
     refuse_name,
     write_sealed,
 )
-from stack.export.runs import Run, merge_deltas, write_run
 from stack.export.sign import sign, write_signature
 
 if TYPE_CHECKING:  # servers read deltas without torch
@@ -91,20 +90,27 @@ def open_delta(folder: Path) -> DeltaManifest:
     return manifest
 
 
-def follows(manifest: DeltaManifest, package: PackageManifest, before: Iterable[DeltaManifest]) -> None:
+def follows(manifest: DeltaManifest, package: PackageManifest, before: Sequence[DeltaManifest]) -> None:
     """Raises `PackageError` where a delta cannot be laid over a package with the deltas `before` on it."""
+    _refuse_other_package(manifest, package)
+    at = (package.lineage.version, package.lineage.checkpoint_digest)
+    _refuse_gap(manifest, (before[-1].to_version, before[-1].to_digest) if before else at)
+
+
+def _refuse_other_package(manifest: DeltaManifest, package: PackageManifest) -> None:
     if manifest.package != package.digest:
         raise PackageError(
             f"delta {manifest.name!r} is of package {manifest.package[:12]}, not of {package.digest[:12]}: export one "
             "with export.delta_of=<the package that is served>"
         )
-    at, digest = package.lineage.version, package.lineage.checkpoint_digest
-    for one in before:
-        at, digest = one.to_version, one.to_digest
-    if (manifest.from_version, manifest.from_digest) != (at, digest):
+
+
+def _refuse_gap(manifest: DeltaManifest, at: tuple[int, str]) -> None:
+    """`at`: the version below it, and its digest."""
+    if (manifest.from_version, manifest.from_digest) != at:
         raise PackageError(
-            f"delta {manifest.name!r} begins at version {manifest.from_version}, and what is served is version {at}: "
-            "apply the deltas in their order"
+            f"delta {manifest.name!r} begins at version {manifest.from_version}, and what is below it is version "
+            f"{at[0]}: apply the deltas in their order"
         )
 
 
@@ -140,14 +146,10 @@ def merge(folders: Sequence[Path], package: PackageManifest, folder: Path) -> De
     Raises: `PackageError` where one is of another package, or does not begin where the one before it ends.
     """
     manifests = [read_sealed(one, DeltaManifest) for one in folders]
-    for before, one in zip([None, *manifests], manifests, strict=False):
-        if one.package != package.digest:
-            raise PackageError(f"delta {one.name!r} is of package {one.package[:12]}, not of {package.digest[:12]}")
-        if before is not None and (one.from_version, one.from_digest) != (before.to_version, before.to_digest):
-            raise PackageError(
-                f"delta {one.name!r} begins at version {one.from_version}, the one before it ends at version "
-                f"{before.to_version}: give them in their order"
-            )
+    for one in manifests:
+        _refuse_other_package(one, package)
+    for below, one in pairwise(manifests):
+        _refuse_gap(one, (below.to_version, below.to_digest))
     tables: dict[str, DeltaTable] = {}
     with folder_aside(folder) as aside:
         for name, table in package.tables.items():

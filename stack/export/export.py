@@ -27,9 +27,7 @@ from stack.export.lookup import write_list
 from stack.export.package import (
     AUDITS,
     DEFAULT,
-    FORMAT_VERSION,
     IDS,
-    MANIFEST,
     PARITY,
     QUALITY,
     REQUESTS,
@@ -40,11 +38,9 @@ from stack.export.package import (
     Parity,
     Retrieval,
     Table,
-    describe_files,
-    refuse_name,
-    write_manifest,
 )
-from stack.export.runs import write_run
+from stack.export.run_writer import write_run
+from stack.export.sealed import FORMAT_VERSION, MANIFEST, describe_files, refuse_name, write_sealed
 from stack.export.sign import sign, write_signature
 from stack.export.tables import ExportedTable, TrainedIds, TrainedRows, exported_tables
 from stack.model import UserModel
@@ -99,7 +95,7 @@ def export(trained: Trained, *, folder: Path, config: ExportConfig) -> PackageMa
         manifest = msgspec.structs.replace(
             manifest, parity=judged.parity, audits=judged.findings, retrieval=retrieval, files=describe_files(aside)
         )
-        manifest = write_manifest(aside, manifest)
+        manifest = write_sealed(aside, manifest)
         if config.sign_key is not None:
             write_signature(aside, sign((aside / MANIFEST).read_bytes(), Path(config.sign_key)))
     _tell(trained, manifest, judged, folder)

@@ -26,26 +26,16 @@ only packages whose origin you trust. Digests guard against damage and mix-ups; 
 from __future__ import annotations
 
 import enum
-import hashlib
-import re
-import stat
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from stack.base.errors import PackageError
-from stack.base.files import sha256_of
 from stack.data.schema import Schema
 from stack.export.quantize import RowType
-from stack.export.sign import SIGNATURE
+from stack.export.sealed import Sealed, check_files, read_sealed
 from stack.ids.hashing import HashedRows, HashVariant
 
-FORMAT_VERSION = 2
-MANIFEST = "manifest.json"
 PARITY = "parity.json"
 QUALITY = "quality.json"
 AUDITS = "audits.json"
@@ -56,16 +46,12 @@ TEXTS = "texts.npy"
 """Raw ids of the index's items where those are texts: UTF-8 bytes, padded with NUL."""
 DEFAULT = "default.npy"
 """The row of unknown ids, (D,) float32, beside a table's rows."""
-_CHECK_THREADS = 4
 USER_HALF = "user_half"
 """Name of the graph that runs once per request."""
 USER_VECTOR = "vector"
 """Name of its output that is the user's representation, (B, vector_dim)."""
 MIN_EVENTS = 3
 """Events every graph must be given, padded if need be: tracers treat lengths such as 0 and 1 apart."""
-NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
-"""What packages, deltas, and files in them may be called."""
-_PATH = re.compile(rf"{NAME}(/{NAME}){{0,3}}")
 
 
 class Kind(enum.Enum):
@@ -228,13 +214,6 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     versions: dict[str, str]
 
 
-class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Size and digest of one file of the package."""
-
-    num_bytes: int
-    sha256: str
-
-
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Largest absolute difference of each output between the package, in one format with one type of row, and the
     trained model; of a type that rounds, `tolerance` is for the graphs on the same rounded rows."""
@@ -261,14 +240,6 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 def scorers_of(manifest: PackageManifest, group: str) -> tuple[str, ...]:
     """The graphs that score candidates of a group."""
     return tuple(name for name, graph in manifest.graphs.items() if graph.group == group)
-
-
-class Sealed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A manifest: files with their digests, and the sha256 of itself, encoded with an empty digest."""
-
-    format_version: int
-    files: dict[str, File] = {}
-    digest: str = ""
 
 
 class PackageManifest(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -299,28 +270,6 @@ class PackageManifest(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=T
     retrieval: Retrieval | None = None
 
 
-def refuse_name(name: str, *, what: str) -> str:
-    """The name itself. Raises: `PackageError` where it could lead out of a folder, or is too long to show."""
-    if not re.fullmatch(NAME, name):
-        raise PackageError(
-            f"{what} {name[:80]!r} cannot be a package's name: it must match {NAME} (letters, digits, '_', '.', '-')"
-        )
-    return name
-
-
-def write_manifest(folder: Path, manifest: PackageManifest) -> PackageManifest:
-    """Writes and returns the manifest with its own digest in it."""
-    return write_sealed(folder, manifest)
-
-
-def describe_files(folder: Path) -> dict[str, File]:
-    """Size and sha256 of every file under `folder`, by its name relative to it."""
-    return {
-        name: File(num_bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
-        for name in sorted(_walk(folder, folder))
-    }
-
-
 def open_package(folder: Path) -> PackageManifest:
     """Reads the manifest and compares every file of the folder with it.
 
@@ -332,87 +281,6 @@ def open_package(folder: Path) -> PackageManifest:
     return manifest
 
 
-def check_files(folder: Path, files: Mapping[str, File]) -> None:
-    """Compares a folder with what its manifest lists. Raises: `PackageError` naming the first file that differs."""
-    for name in files:
-        if not _PATH.fullmatch(name):
-            raise PackageError(f"package {folder}: refused the file name {name!r}: not a plain name inside the package")
-    for name in sorted(set(_walk(folder, folder)) - set(files) - {MANIFEST, SIGNATURE}):
-        raise PackageError(f"package {folder}: {name!r} is not listed in {MANIFEST}: remove it, or export again")
-    with ThreadPoolExecutor(_CHECK_THREADS) as pool:
-        list(pool.map(lambda one: _check(folder, *one), files.items()))
-
-
-M = TypeVar("M", bound=Sealed)
-
-
 def read_manifest(folder: Path) -> PackageManifest:
     """The manifest alone, its format and its own digest checked; the other files are not read."""
     return read_sealed(folder, PackageManifest)
-
-
-def read_sealed(folder: Path, kind: type[M]) -> M:
-    """A manifest of some kind, its format and its own digest checked."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise PackageError(f"no package at {folder}: it has no {MANIFEST}; write one with: stack export run.name=<run>")
-    data = path.read_bytes()
-    try:
-        manifest = msgspec.json.decode(data, type=kind)
-    except msgspec.ValidationError as error:
-        raise PackageError(f"package {folder}: {_other_format(data)}{MANIFEST} is not of its kind: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise PackageError(f"package {folder}: {MANIFEST} cannot be read: {error}") from error
-    if manifest.format_version != FORMAT_VERSION:
-        raise PackageError(f"package {folder}: {_other_format(data)}export it again")
-    digest = _digest(manifest)
-    if digest != manifest.digest:
-        raise PackageError(
-            f"package {folder}: {MANIFEST} was changed: its digest is {digest}, it says {manifest.digest}"
-        )
-    return manifest
-
-
-def write_sealed(folder: Path, manifest: M) -> M:
-    """Writes and returns a manifest with its own digest in it."""
-    sealed = msgspec.structs.replace(manifest, digest=_digest(manifest))
-    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(sealed), indent=1))
-    return sealed
-
-
-def _digest(manifest: Sealed) -> str:
-    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, digest=""))).hexdigest()
-
-
-def _other_format(data: bytes) -> str:
-    """Says so where a manifest is of another version of the format."""
-    try:
-        version = msgspec.json.decode(data, type=_Version).format_version
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return ""
-    return f"format version {version}, this code reads {FORMAT_VERSION}: " if version != FORMAT_VERSION else ""
-
-
-class _Version(msgspec.Struct):
-    format_version: int
-
-
-def _walk(folder: Path, root: Path) -> Iterator[str]:
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            yield from _walk(entry, root)
-        else:
-            yield entry.relative_to(root).as_posix()
-
-
-def _check(folder: Path, name: str, expected: File) -> None:
-    path = folder / name
-    if not path.exists() and not path.is_symlink():
-        raise PackageError(f"package {folder}: {name!r} is missing")
-    if not stat.S_ISREG(path.lstat().st_mode) or path.resolve() != folder.resolve() / name:
-        raise PackageError(f"package {folder}: {name!r} is not a plain file inside the package")
-    num_bytes = path.stat().st_size
-    if num_bytes != expected.num_bytes:
-        raise PackageError(f"package {folder}: {name!r} has {num_bytes} bytes, {MANIFEST} says {expected.num_bytes}")
-    if sha256_of(path) != expected.sha256:
-        raise PackageError(f"package {folder}: {name!r} is damaged: its sha256 is not the one in {MANIFEST}")

@@ -80,9 +80,9 @@ class Front:
         self._num_in_flight = 0
         self._cached = dict.fromkeys(("hits", "misses", "expired", "errors", "evicted"), 0)
 
-    def post(self, route: str, answer: Answer) -> Callable[[Request], Awaitable[Response]]:
-        """An endpoint that answers a body with JSON."""
-        seconds = self.metrics.seconds.labels(route)
+    def post(self, path: str, answer: Answer) -> Route:
+        """Where a body is answered with JSON."""
+        seconds = self.metrics.seconds.labels(path)
 
         async def endpoint(request: Request) -> Response:
             label = "none"
@@ -93,12 +93,12 @@ class Front:
                 found = answer(served, body)
                 response = json_response(self._encoded(found))
                 seconds.observe(perf_counter() - start)
-            self.metrics.requests.labels(route, label, "200").inc()
+            self.metrics.requests.labels(path, label, "200").inc()
             self.metrics.count_unknown(getattr(found, "unknown", {}))
             self._count_cache()
             return response
 
-        return endpoint
+        return Route(path, endpoint, methods=["POST"])
 
     async def read(self, request: Request) -> bytes:
         """The body, never holding more than may be sent.
@@ -184,9 +184,9 @@ def build_app(front: Front, *, more: list[Route] | None = None) -> Starlette:
         routes=[
             Route("/healthz", health),
             Route("/v1/model", describe),
-            Route("/v1/users:embed", front.post("embed", service.embed), methods=["POST"]),
-            Route("/v1/items:score", front.post("score", service.score), methods=["POST"]),
-            Route("/v1/users:retrieve", front.post("retrieve", service.retrieve), methods=["POST"]),
+            front.post("/v1/users:embed", service.embed),
+            front.post("/v1/items:score", service.score),
+            front.post("/v1/users:retrieve", service.retrieve),
             *(more or ()),
         ],
         exception_handlers={

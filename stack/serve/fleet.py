@@ -7,10 +7,7 @@ worker; only when all have it do labels move. Where anything fails nothing has c
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +21,10 @@ import msgspec
 
 from stack.base.errors import DataError, PackageError
 from stack.base.files import safe_join
+from stack.base.threads import step_back
 from stack.export.delta import DeltaManifest, follows, merge, open_delta
-from stack.export.package import MANIFEST, PackageManifest, open_package, refuse_name
+from stack.export.package import PackageManifest, open_package
+from stack.export.sealed import MANIFEST, refuse_name
 from stack.export.sign import check, read_signature, refuse_writable_by_others
 from stack.serve.config import ServeConfig
 from stack.serve.control import Drop, Load, Message, Rows, Serve, Use
@@ -308,8 +307,7 @@ async def _aside(work: Callable[[], T]) -> T:
     """In a thread of low priority: reading and hashing a package must not take the processor from requests."""
 
     def run() -> T:
-        if sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _ASIDE_NICE)
+        step_back(_ASIDE_NICE)
         return work()
 
     with ThreadPoolExecutor(1, thread_name_prefix="aside") as pool:

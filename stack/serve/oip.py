@@ -46,8 +46,6 @@ JSON_SIZE_HEADER = "inference-header-content-length"
 SERVER = "stack"
 EXTENSIONS = ["binary_tensor_data"]
 PLATFORMS = {GraphFormat.onnx: "onnxruntime_onnx", GraphFormat.aoti: "pytorch_aotinductor"}
-_ROUTE = "infer"
-"""In metrics."""
 
 
 def oip_routes(front: Front) -> list[Route]:
@@ -76,7 +74,6 @@ class _Oip:
         self._service = front.service
         self._models: dict[str, dict[str, Model]] = {}
         """By digest of the package."""
-        self._seconds = front.metrics.seconds.labels(_ROUTE)
 
     async def server(self, request: Request) -> Response:
         self._front.allow(request)
@@ -119,8 +116,8 @@ class _Oip:
             asked = parse(body, request.headers.get(JSON_SIZE_HEADER))
             outputs, unknown = self._answers(served, model, asked)
             response = _response(served, model, asked, outputs)
-            self._seconds.observe(perf_counter() - start)
-        front.metrics.requests.labels(_ROUTE, label, "200").inc()
+            front.metrics.seconds.labels(request.scope["route"].path).observe(perf_counter() - start)
+        front.metrics.requests.labels(request.scope["route"].path, label, "200").inc()
         front.metrics.count_unknown(unknown)
         return response
 

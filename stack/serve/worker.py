@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,9 +26,11 @@ from prometheus_client import CollectorRegistry
 
 from stack.base.errors import PackageError, UserError
 from stack.base.memory import give_back_memory
+from stack.base.threads import step_back
 from stack.export.answers import Recorded
 from stack.export.delta import DeltaManifest
-from stack.export.package import GraphFormat, Sealed, read_manifest, read_sealed
+from stack.export.package import GraphFormat, read_manifest
+from stack.export.sealed import Sealed, read_sealed
 from stack.serve.app import Bounds, Front, build_app
 from stack.serve.cache import CacheKind, open_cache
 from stack.serve.config import ServeConfig
@@ -42,8 +43,9 @@ from stack.serve.tokens import Tokens
 from stack.telemetry.metrics import WorkerMetrics
 
 NUM_WARM_ROUNDS = 3
-_PAUSES_TO_WORK = 4.0
-"""Between two warming requests a worker that answers others rests so many times as long as one took: those of others
+"""Of the recorded requests, for new graphs. Newer rows of graphs that are warm are tried once."""
+_RESTS_TO_WORK = 4.0
+"""After each warming request a worker that answers others rests so many times as long as that took: those of others
 find the processor free for four fifths of the time."""
 _NICENESS = 5
 """Of the thread that loads: a third of the weight. Not less: it has the interpreter at times, and were it to wait long
@@ -86,7 +88,7 @@ class Worker:
             )
         )
         self._serving: asyncio.Task[None] | None = None
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=_yield_to_requests)
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=step_back, initargs=(_NICENESS,))
 
     async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Until it is told to stop, or the supervisor is gone."""
@@ -142,7 +144,7 @@ class Worker:
         ]
         predictor = Predictor(folder, manifest, graph_format=self._format, deltas=deltas)
         served = self._service.make(order.number, predictor)
-        self._try(served, exact=not deltas)
+        self._try(served, exact=not deltas, num_rounds=NUM_WARM_ROUNDS)
         return served
 
     def _with_rows(self, order: Rows) -> Served:
@@ -151,27 +153,19 @@ class Worker:
         delta = _same(read_sealed(folder, DeltaManifest), order.digest, folder)
         predictor = before.predictor.with_delta(folder, delta)
         served = Served(number=before.number, predictor=predictor, decoder=before.decoder)
-        self._try(served, exact=False)
+        self._try(served, exact=False, num_rounds=1)
         return served
 
-    def _try(self, served: Served, *, exact: bool) -> None:
+    def _try(self, served: Served, *, exact: bool, num_rounds: int) -> None:
         """Warms a version and proves it. `exact`: its rows are those with which the answers were recorded."""
         recorded = served.predictor.recorded()
         if not recorded:
             raise PackageError(
                 f"package {served.predictor.folder} recorded no request to be tried with: export it again"
             )
-        answering = self._serving is not None
-        for one in recorded * NUM_WARM_ROUNDS:
-            start = time.perf_counter()
-            prove(self._service, served, one, exact=exact)
-            if answering:
-                time.sleep(_PAUSES_TO_WORK * (time.perf_counter() - start))
-
-
-def _yield_to_requests() -> None:
-    """Gives the thread that loads a third of the weight of the one that answers."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        rests = 0.0 if self._serving is None else _RESTS_TO_WORK
+        for one in recorded * num_rounds:
+            prove(self._service, served, one, exact=exact, rests=rests)
 
 
 def _same(manifest: M, digest: str, folder: Path) -> M:
@@ -181,12 +175,17 @@ def _same(manifest: M, digest: str, folder: Path) -> M:
     return manifest
 
 
-def prove(service: Service, served: Served, recorded: Recorded, *, exact: bool) -> None:
-    """Asks a version a recorded request. Raises: `PackageError` where the answer is another, or not finite."""
+def prove(service: Service, served: Served, recorded: Recorded, *, exact: bool, rests: float) -> None:
+    """Asks a version a recorded request, with rests in between so many times as long as its two halves take.
+
+    Raises: `PackageError` where the answer is another, or not finite.
+    """
     user = {name: value for name, value in recorded.body.items() if name not in ("group", "candidates")}
     try:
-        vector = service.embed(served, msgspec.json.encode(user)).vector
-        scores = service.score(served, msgspec.json.encode(recorded.body)).scores
+        with _resting(rests):
+            vector = service.embed(served, msgspec.json.encode(user)).vector
+        with _resting(rests):
+            scores = service.score(served, msgspec.json.encode(recorded.body)).scores
     except RequestError as error:
         raise PackageError(f"package {served.package[:12]} refuses a request that it recorded: {error}") from error
     answers = {"vector": (vector, recorded.vector)} | {
@@ -202,6 +201,14 @@ def prove(service: Service, served: Served, recorded: Recorded, *, exact: bool) 
                 f"package {served.package[:12]} answers a recorded request with another {name}: its rows, lists or "
                 "graphs do not belong together; export it again"
             )
+
+
+@contextmanager
+def _resting(times: float) -> Iterator[None]:
+    """Sleeps after what is done, so many times as long as it took."""
+    start = time.perf_counter()
+    yield
+    time.sleep(times * (time.perf_counter() - start))
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True):

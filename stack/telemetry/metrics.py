@@ -24,7 +24,7 @@ class WorkerMetrics:
             ("route", "label", "code"), **of,
         )  # fmt: skip
         self.seconds = Histogram(
-            "stack_serve_request_seconds", "From the first byte read to the answer encoded, by route.",
+            "stack_serve_request_seconds", "From the body read to the answer encoded, by route.",
             ("route",), buckets=_LATENCIES, **of,
         )  # fmt: skip
         self.refused = Counter(

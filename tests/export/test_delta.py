@@ -27,20 +27,11 @@ from stack.export.delta import (
     open_delta,
     write_delta,
 )
-from stack.export.package import (
-    DEFAULT,
-    MANIFEST,
-    ROWS,
-    IdKind,
-    Ids,
-    PackageManifest,
-    Table,
-    describe_files,
-    read_manifest,
-    write_manifest,
-)
+from stack.export.package import DEFAULT, ROWS, IdKind, Ids, PackageManifest, Table, read_manifest
 from stack.export.quantize import RowType, decode, encode
-from stack.export.runs import MISSING, RowStore, write_run
+from stack.export.run_writer import write_run
+from stack.export.runs import MISSING, RowStore
+from stack.export.sealed import MANIFEST, describe_files, write_sealed
 from stack.export.sign import Algorithm, check, make_keys, read_signature
 from stack.export.stores import open_stores, with_deltas
 from stack.export.tables import ExportedTable, TrainedRows
@@ -74,7 +65,7 @@ def write_package(
         tables[name] = Table(num_rows=len(rows_ND), dim=dim, row_type=row_type, keyed=keyed)
     lineage = replace(MANIFEST_OF_TOY.lineage, version=version.version, checkpoint_digest=version.digest)
     manifest = replace(MANIFEST_OF_TOY, tables=tables, ids=IDS, lineage=lineage, files=describe_files(folder))
-    return write_manifest(folder, manifest)
+    return write_sealed(folder, manifest)
 
 
 def default_of(shop: Shop, table: str) -> np.ndarray:
@@ -263,11 +254,17 @@ def test_only_the_delta_that_follows_is_laid_over(line: Line) -> None:
     package, of = line.manifest, {2: open_delta(second), 3: open_delta(third)}
     follows(of[2], package, [])
     follows(of[3], package, [of[2]])
-    with pytest.raises(PackageError, match="delta 'third' begins at version 2, and what is served is version 1: apply"):
+    with pytest.raises(
+        PackageError, match="delta 'third' begins at version 2, and what is below it is version 1: apply"
+    ):
         follows(of[3], package, [])
-    with pytest.raises(PackageError, match="delta 'second' begins at version 1, and what is served is version 3: appl"):
+    with pytest.raises(
+        PackageError, match="delta 'second' begins at version 1, and what is below it is version 3: appl"
+    ):
         follows(of[2], package, [of[2], of[3]])
-    with pytest.raises(PackageError, match="'second' begins at version 1, and what is served is version 1: apply the"):
+    with pytest.raises(
+        PackageError, match="'second' begins at version 1, and what is below it is version 1: apply the"
+    ):
         follows(replace(of[2], from_digest="0" * 64), package, [])
     other = replace(of[2], package="f" * 64)
     text = f"delta 'second' is of package ffffffffffff, not of {package.digest[:12]}: export one with export.delta_of="
@@ -277,7 +274,9 @@ def test_only_the_delta_that_follows_is_laid_over(line: Line) -> None:
 
 def test_deltas_merge_in_their_order_alone(line: Line) -> None:
     second, third = line.delta(line.package, 2, "second"), line.delta(line.folder / "second", 3, "third")
-    with pytest.raises(PackageError, match="delta 'second' begins at version 1, the one before it ends at version 3: "):
+    with pytest.raises(
+        PackageError, match="delta 'second' begins at version 1, and what is below it is version 3: appl"
+    ):
         merge([third, second], line.manifest, line.folder / "merged")
     other = replace(line.manifest, digest="e" * 64)
     with pytest.raises(PackageError, match=rf"delta 'second' is of package {line.manifest.digest[:12]}, not of eeeeee"):
@@ -325,7 +324,7 @@ def _too_large(line: Line) -> Callable[[], object]:
     head = shop.save(line.chain)
     manifest = line.manifest
     tables = {name: replace(table, row_type=RowType.fp16) for name, table in manifest.tables.items()}
-    write_manifest(line.package, replace(manifest, tables=tables))
+    write_sealed(line.package, replace(manifest, tables=tables))
     return lambda: write_delta(line.chain, head, beginning(line.package), line.folder / "delta")
 
 
@@ -359,7 +358,7 @@ def test_rows_that_do_not_tell_whose_they_are_cannot_be_followed(tmp_path: Path)
         lineage=replace(MANIFEST_OF_TOY.lineage, version=1, checkpoint_digest=first.digest),
     )  # fmt: skip
     (tmp_path / "package").mkdir()
-    write_manifest(tmp_path / "package", package)
+    write_sealed(tmp_path / "package", package)
     toy.train()
     head = toy.save(chain)
     with pytest.raises(PackageError, match="the runs of table 'item' do not tell whose rows they hold .* cannot be"):

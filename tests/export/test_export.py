@@ -18,20 +18,12 @@ from stack.export.config import ExportConfig
 from stack.export.engines import open_engine
 from stack.export.export import Trained, export
 from stack.export.moments import users_of
-from stack.export.package import (
-    MANIFEST,
-    USER_VECTOR,
-    GraphFormat,
-    IdKind,
-    Link,
-    PackageManifest,
-    open_package,
-    read_manifest,
-)
+from stack.export.package import USER_VECTOR, GraphFormat, IdKind, Link, PackageManifest, open_package, read_manifest
 from stack.export.parity import Differences, package_answers, trained_answers
 from stack.export.quantize import RowType
 from stack.export.requests import held_out_requests
 from stack.export.runner import Runner
+from stack.export.sealed import MANIFEST
 from stack.export.sign import Algorithm, check, make_keys, read_signature
 from stack.export.stores import open_stores
 from stack.export.tables import ExportedTable, exported_tables

@@ -13,15 +13,7 @@ from stack.base.errors import PackageError
 from stack.export.export import Trained
 from stack.export.graphs import build_graphs
 from stack.export.judge import OK, WARNING, Trial, judge
-from stack.export.package import (
-    AUDITS,
-    PARITY,
-    QUALITY,
-    USER_VECTOR,
-    Finding,
-    Parity,
-    read_manifest,
-)
+from stack.export.package import AUDITS, PARITY, QUALITY, USER_VECTOR, Finding, Parity, read_manifest
 from stack.export.quality import Quality, RowQuality, TaskQuality
 from stack.export.quantize import RowType, row_dtype
 from stack.export.tables import exported_tables

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from stack.base.errors import PackageError
-from stack.export.package import MANIFEST, File, open_package, read_manifest, write_manifest
+from stack.export.package import open_package, read_manifest
+from stack.export.sealed import MANIFEST, File, write_sealed
 from tests.export.toy import MANIFEST_OF_TOY
 
 TABLE = "rows/item/rows.npy"
@@ -49,7 +50,7 @@ def list_file(name: str) -> Callable[[Path], None]:
     def tamper(package: Path) -> None:
         manifest = read_manifest(package)
         files = {**manifest.files, name: File(num_bytes=1, sha256="")}
-        write_manifest(package, msgspec.structs.replace(manifest, files=files))
+        write_sealed(package, msgspec.structs.replace(manifest, files=files))
 
     return tamper
 

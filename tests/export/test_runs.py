@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.base.errors import PackageError
-from stack.export import runs
+from stack.export import run_writer, runs
 from stack.export.quantize import RowType, decode, encode
-from stack.export.runs import MISSING, RowStore, Run, merge_deltas, write_run
+from stack.export.run_writer import merge_deltas, write_run
+from stack.export.runs import MISSING, RowStore, Run
 
 DIM = 3
 DEFAULT_D = np.array([9.0, 8.0, 7.0], np.float32)
@@ -81,9 +82,10 @@ def _folders_of_pytest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 @pytest.fixture
 def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fences in runs of 4 keys, blocks of 3, merges of 5 keys at a time."""
-    monkeypatch.setattr(runs, "_MIN_FENCED_KEYS", 4)
-    monkeypatch.setattr(runs, "_BLOCK_KEYS", 3)
-    monkeypatch.setattr(runs, "_MERGED_KEYS", 5)
+    for module in (runs, run_writer):
+        monkeypatch.setattr(module, "MIN_FENCED_KEYS", 4)
+        monkeypatch.setattr(module, "BLOCK_KEYS", 3)
+    monkeypatch.setattr(run_writer, "_MERGED_KEYS", 5)
 
 
 def asked(story: Sequence[Said]) -> list[int]:

@@ -19,7 +19,8 @@ from stack.data.schema import Feature
 from stack.export.lookup import lookups, write_list
 from stack.export.package import IDS, IdKind
 from stack.export.quantize import RowType, decode, encode
-from stack.export.runs import MISSING, RowStore, Run, write_run
+from stack.export.run_writer import write_run
+from stack.export.runs import MISSING, RowStore, Run
 from stack.export.tables import ExportedTable, TrainedIds, TrainedRows, exported_tables, trained_ids
 from stack.ids.config import IdMode, IdSpec, ManagedConfig
 from stack.ids.hashing import HashVariant

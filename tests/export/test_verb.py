@@ -16,7 +16,7 @@ from stack.checkpoint.chain import Chain
 from stack.checkpoint.manifest import VersionManifest, data_folder
 from stack.export.config import ExportConfig
 from stack.export.delta import open_delta
-from stack.export.package import MANIFEST
+from stack.export.sealed import MANIFEST
 from stack.export.sign import Algorithm, check, make_keys, read_signature
 from stack.job import CHOICES, Composer, Job, configs_folder, to_yaml
 from tests.export.test_delta import write_package

@@ -27,7 +27,6 @@ from stack.export.lookup import write_list
 from stack.export.onnx import save_onnx
 from stack.export.package import (
     DEFAULT,
-    FORMAT_VERSION,
     IDS,
     INDEX,
     REQUESTS,
@@ -47,13 +46,11 @@ from stack.export.package import (
     Retrieval,
     Table,
     Task,
-    describe_files,
     read_manifest,
-    write_manifest,
-    write_sealed,
-)  # fmt: skip
+)
 from stack.export.quantize import RowType
-from stack.export.runs import write_run
+from stack.export.run_writer import write_run
+from stack.export.sealed import FORMAT_VERSION, describe_files, write_sealed
 
 ITEM = Feature(name="item", table="item")
 SCHEMA = Schema(
@@ -141,7 +138,7 @@ def write_toy_package(
     tables = {
         name: msgspec.structs.replace(table, row_type=row_type) for name, table in manifest.tables.items()
     }  # fmt: skip
-    write_manifest(folder, msgspec.structs.replace(manifest, tables=tables, files=describe_files(folder)))
+    write_sealed(folder, msgspec.structs.replace(manifest, tables=tables, files=describe_files(folder)))
     return folder
 
 

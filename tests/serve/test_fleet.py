@@ -16,8 +16,9 @@ import numpy as np
 import psutil
 import pytest
 
-from stack.export.package import MANIFEST, REQUESTS, describe_files, read_manifest, write_manifest
+from stack.export.package import REQUESTS, read_manifest
 from stack.export.quantize import RowType
+from stack.export.sealed import MANIFEST, describe_files, write_sealed
 from stack.export.sign import Algorithm, make_keys, sign, write_signature
 from stack.serve.client import RefusedError, Running, ask, running_server
 from tests.export.toy import VECTORS, write_toy_delta, write_toy_package
@@ -192,7 +193,7 @@ def test_rows_of_later_days_are_served_while_it_answers_and_merged_behind(server
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("a3", "delta 'a3' begins at version 2, and what is served is version 1: apply the deltas in their order"),
+        ("a3", "delta 'a3' begins at version 2, and what is below it is version 1: apply the deltas in their order"),
         ("b2", "delta 'b2' is of package .*, not of .*: export one with export.delta_of"),
         ("b", "manifest.json is not of its kind"),
         ("none", "no package at .*none: write one with"),
@@ -218,7 +219,7 @@ def resealed(folder: Path) -> None:
     """What another package recorded, in one whose digests agree: it answers other than it recorded."""
     shutil.copyfile(folder.parent / "a" / REQUESTS, folder / REQUESTS)
     files = {name: file for name, file in describe_files(folder).items() if name != MANIFEST}
-    write_manifest(folder, msgspec.structs.replace(read_manifest(folder), files=files))
+    write_sealed(folder, msgspec.structs.replace(read_manifest(folder), files=files))
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_requests_and_unknown_ids_are_counted(client: Client, front: Front) -> N
     two = [*without(ONE_USER, "query.shop", "profile.age"), tensor("profile.age", "BYTES", [1], ["nobody"])]
     outputs_of(client, USERS, two)
     client.post("/v2/models/users/infer", content=b"{")
-    registry_value = front.metrics.requests.labels("infer", "stable", "200")._value.get()
+    registry_value = front.metrics.requests.labels("/v2/models/{model}/infer", "stable", "200")._value.get()
     assert registry_value == 1
     assert front.metrics.requests.labels("/v2/models/{model}/infer", "none", "400")._value.get() == 1
     assert front.metrics.unknown_ids.labels("profile.age")._value.get() == 1

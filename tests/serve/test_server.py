@@ -296,7 +296,7 @@ def test_what_is_counted_names_no_user_and_no_item(client: httpx.Client, server:
     client.post(EMBED, json=USER | {"user": "a-name-to-be-kept-secret", "profile": {"age": "a-secret-age"}})
     client.post(RETRIEVE, json={"user": "a-name-to-be-kept-secret", "query": {"shop": 5}})
     text = httpx.get(f"{server.admin}/metrics", trust_env=False).text
-    assert 'stack_serve_requests_total{code="200",label="stable",route="embed"}' in text
+    assert 'stack_serve_requests_total{code="200",label="stable",route="/v1/users:embed"}' in text
     assert 'stack_serve_unknown_ids_total{feature="profile.age"}' in text
     assert 'stack_serve_cache_total{result="hits"}' in text
     assert 'stack_serve_requests_total{code="422"' in text

@@ -26,7 +26,8 @@ from stack.checkpoint.manifest import Lineage, VersionManifest
 from stack.checkpoint.save import ChainWriter, Facts
 from stack.checkpoint.snapshot import State
 from stack.export.delta import DeltaManifest
-from stack.export.package import read_manifest, read_sealed
+from stack.export.package import read_manifest
+from stack.export.sealed import read_sealed
 from stack.serve.client import running_server
 from tools.bench.harness import Figure
 

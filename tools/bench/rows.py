@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from stack.base.files import sync_tree
 from stack.base.seed import derive
 from stack.export.quantize import RowType
-from stack.export.runs import RowStore, Run, write_run
+from stack.export.run_writer import write_run
+from stack.export.runs import RowStore, Run
 from tools.bench.disk import forget
 from tools.bench.harness import Figure, interleaved, seconds_of
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from stack.export.package import MANIFEST
+from stack.export.sealed import MANIFEST
 from stack.serve.client import RefusedError, Running, running_server
 from tools.bench.bodies import recorded_bodies, sized, user_of
 from tools.bench.harness import Figure
