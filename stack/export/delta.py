@@ -105,6 +105,11 @@ def _refuse_other_package(manifest: DeltaManifest, package: PackageManifest) -> 
         )
 
 
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists():
+        raise PackageError(f"{folder} exists: deltas are not changed; choose another export.out")
+
+
 def _refuse_gap(manifest: DeltaManifest, at: tuple[int, str]) -> None:
     """`at`: the version below it, and its digest."""
     if (manifest.from_version, manifest.from_digest) != at:
@@ -140,16 +145,20 @@ def beginning(folder: Path, package: Path | None = None) -> Begin:
     return Begin(package=found, version=delta.to_version, digest=delta.to_digest)
 
 
-def merge(folders: Sequence[Path], package: PackageManifest, folder: Path) -> DeltaManifest:
-    """Writes one delta that is what several of a package come to, the oldest first.
+def merge(deltas: Sequence[tuple[Path, DeltaManifest]], package: PackageManifest, folder: Path) -> DeltaManifest:
+    """Writes one delta that is what several of a package come to, the oldest first, each with the manifest by which it
+    was trusted. `folder` must be new.
 
-    Raises: `PackageError` where one is of another package, or does not begin where the one before it ends.
+    Raises: `PackageError` where one is of another package, does not begin where the one before it ends, or is no longer
+    what its manifest says.
     """
-    manifests = [read_sealed(one, DeltaManifest) for one in folders]
-    for one in manifests:
-        _refuse_other_package(one, package)
-    for below, one in pairwise(manifests):
-        _refuse_gap(one, (below.to_version, below.to_digest))
+    _refuse_existing(folder)
+    folders, manifests = [one for one, _ in deltas], [one for _, one in deltas]
+    for one, manifest in deltas:
+        _refuse_other_package(manifest, package)
+        check_files(one, manifest.files)
+    for below, above in pairwise(manifests):
+        _refuse_gap(above, (below.to_version, below.to_digest))
     tables: dict[str, DeltaTable] = {}
     with folder_aside(folder) as aside:
         for name, table in package.tables.items():
@@ -179,8 +188,7 @@ def write_delta(
     """
     _refuse_elsewhere(chain, head, begin)
     refuse_name(folder.name, what="delta")
-    if folder.exists():
-        raise PackageError(f"{folder} exists: deltas are not changed; choose another export.out")
+    _refuse_existing(folder)
     layers = chain.layers(head)
     with folder_aside(folder) as aside:
         tables = {

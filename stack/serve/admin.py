@@ -71,7 +71,9 @@ def build_admin(
 
     async def health(_: Request) -> Response:
         alive = num_alive()
-        return json_response(msgspec.json.encode({"workers": alive}), 200 if alive else 503)
+        if not alive:
+            return error_response(503, "no worker answers: see the server's log")
+        return json_response(msgspec.json.encode({"workers": alive}))
 
     async def versions(request: Request) -> Response:
         _allow(tokens, request)

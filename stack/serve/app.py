@@ -34,7 +34,9 @@ from stack.serve.tokens import Tokens
 from stack.telemetry.metrics import WorkerMetrics
 
 VERSION_HEADER = "x-stack-version"
-_UNREAD = frozenset({408, 413, 415, 429})
+LABEL = "stack.label"
+"""Where a request's scope has the label of the version that was picked for it, for the metrics of a refusal."""
+_UNREAD = frozenset({401, 408, 413, 415, 429})
 """Statuses after which the rest of the body is not read: the connection is closed."""
 Answer = Callable[[Served, bytes], object]
 
@@ -85,13 +87,13 @@ class Front:
         seconds = self.metrics.seconds.labels(path)
 
         async def endpoint(request: Request) -> Response:
-            label = "none"
             with self.admitted(request):
                 body = await self.read(request)
                 start = perf_counter()
                 served, label = self.service.pick(request.headers.get(VERSION_HEADER))
+                request.scope[LABEL] = label
                 found = answer(served, body)
-                response = json_response(self._encoded(found))
+                response = json_response(msgspec.json.encode(found))
                 seconds.observe(perf_counter() - start)
             self.metrics.requests.labels(path, label, "200").inc()
             self.metrics.count_unknown(getattr(found, "unknown", {}))
@@ -108,6 +110,7 @@ class Front:
         encoding = request.headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise RequestError(415, f"content-encoding {encoding[:40]!r} is not accepted: send the body plain")
+        await asyncio.sleep(0)  # all that have arrived take their slots before the first of them is answered
         most = self._bounds.max_body_bytes
         declared = request.headers.get("content-length", "0")
         if int(declared) > most:
@@ -146,9 +149,6 @@ class Front:
                 self.metrics.cache.labels(result).inc(count - self._cached[result])
                 self._cached[result] = count
 
-    def _encoded(self, found: object) -> bytes:
-        return msgspec.json.encode(found)
-
 
 class _Slot:
     """One of the requests that a worker reads or answers at once."""
@@ -172,7 +172,7 @@ def build_app(front: Front, *, more: list[Route] | None = None) -> Starlette:
     async def health(_: Request) -> Response:
         service.pick()
         if front.stopping:
-            return json_response(b'{"status":"stopping"}', 503)
+            return error_response(503, "this server is stopping")
         return json_response(b'{"status":"ok"}')
 
     async def describe(request: Request) -> Response:
@@ -193,7 +193,7 @@ def build_app(front: Front, *, more: list[Route] | None = None) -> Starlette:
             RequestError: _refused(front),
             HTTPException: _http_error,
             ClientDisconnect: _gone,
-            Exception: _own_fault,
+            Exception: _own_fault(front),
         },
     )
 
@@ -236,10 +236,24 @@ def _refused(front: Front) -> Callable[[Request, Exception], Awaitable[Response]
             headers["www-authenticate"] = "Bearer"
         if isinstance(error, NotFiniteAnswerError):
             front.metrics.not_finite.inc()
-        front.metrics.requests.labels(request.scope["route"].path, "none", str(error.status)).inc()
+        _count(front, request, error.status)
         return error_response(error.status, str(error), headers)
 
     return handler
+
+
+def _own_fault(front: Front) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def handler(request: Request, _: Exception) -> Response:
+        _count(front, request, 500)
+        return error_response(500, "internal error: see the server's log")
+
+    return handler
+
+
+def _count(front: Front, request: Request, status: int) -> None:
+    """A request that was not answered; its label is `none` where no version was picked yet."""
+    label, path = request.scope.get(LABEL, "none"), request.scope["route"].path
+    front.metrics.requests.labels(path, label, str(status)).inc()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -250,7 +264,3 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _gone(_: Request, error: Exception) -> Response:
     return error_response(400, "the connection was closed before the body was complete")
-
-
-async def _own_fault(_: Request, error: Exception) -> Response:
-    return error_response(500, "internal error: see the server's log")

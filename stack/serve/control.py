@@ -64,7 +64,6 @@ class Done(Message, frozen=True, kw_only=True):
     """`error` says why not."""
 
     error: str | None = None
-    seconds: float = 0.0
 
 
 Order = Load | Rows | Use | Drop | Serve | Stop

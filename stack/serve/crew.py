@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,7 @@ from prometheus_client import multiprocess
 
 from stack.base.errors import PackageError
 from stack.serve.config import ServeConfig
-from stack.serve.control import MAX_LINE_BYTES, Message, Stop, next_answer, write
+from stack.serve.control import MAX_LINE_BYTES, Drop, Message, Stop, next_answer, write
 from stack.serve.worker import Begin
 from stack.telemetry.console import say
 
@@ -61,7 +62,10 @@ class Member:
             write(self._writer, msgspec.structs.replace(message, id=number))
             await self._writer.drain()
             error = await asyncio.wait_for(answer, _ORDER_SECONDS)
-        except (ConnectionError, TimeoutError) as gone:
+        except TimeoutError as late:
+            self.kill()  # what it may still do would be unknown: another takes its place
+            raise WorkerGoneError from late
+        except ConnectionError as gone:
             raise WorkerGoneError from gone
         finally:
             self._waiting.pop(number, None)
@@ -81,6 +85,8 @@ class Member:
                 waiting.set_exception(WorkerGoneError())
         if not self.ended.done():
             self.ended.set_result(None)
+        if self._writer is not None:
+            self._writer.close()
 
     def kill(self) -> None:
         self.process.kill()
@@ -118,26 +124,31 @@ class Crew:
     async def order(self, message: Message) -> None:
         """All workers that live do it; a worker that dies meanwhile is started again as things stand then.
 
-        Raises: `PackageError` of the first that could not.
+        Raises: `PackageError` of the first that could not, or where none lived to do it.
         """
-        results = await asyncio.gather(
-            *(member.order(message) for member in list(self.members)), return_exceptions=True
-        )  # fmt: skip
+        members = list(self.members)
+        results = await asyncio.gather(*(member.order(message) for member in members), return_exceptions=True)
         for result in results:
             if isinstance(result, PackageError):
                 raise result
             if isinstance(result, BaseException) and not isinstance(result, WorkerGoneError):
                 raise result
-        if self.members and all(isinstance(result, WorkerGoneError) for result in results):
-            raise PackageError("every worker died while it was loaded: see the server's log")
+        if not isinstance(message, Drop) and all(isinstance(result, WorkerGoneError) for result in results):
+            raise PackageError("no worker lived to do it: see the server's log")
 
     async def stop(self, seconds: float) -> None:
-        """Lets all answer what is under way; kills those that take longer."""
+        """Lets all answer what is under way; kills those that take longer, whatever else they were told to do."""
         for keeper in self._keepers:
             keeper.cancel()
         members, self.members = self.members, []
-        await asyncio.gather(*(member.order(Stop(id=0)) for member in members), return_exceptions=True)
-        await asyncio.gather(*(self._reaped(member, seconds) for member in members))
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await asyncio.gather(*(self._stopped(member, seconds) for member in members))
+
+    async def _stopped(self, member: Member, seconds: float) -> None:
+        deadline = asyncio.get_running_loop().time() + seconds
+        with suppress(TimeoutError, PackageError, WorkerGoneError):
+            await asyncio.wait_for(member.order(Stop(id=0)), seconds)
+        await self._reaped(member, deadline - asyncio.get_running_loop().time())
 
     def _keep(self, member: Member) -> None:
         self.members.append(member)
@@ -175,6 +186,7 @@ class Crew:
             ],
             pass_fds=(listener, theirs.fileno()),
             stdin=subprocess.PIPE,
+            process_group=0,  # a Ctrl-C is for the supervisor, which lets them drain
         )  # fmt: skip
         theirs.close()
         begin = Begin(config=msgspec.to_builtins(self._config), cache_folder=str(self._folder / "cache"))

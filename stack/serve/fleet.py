@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -138,7 +139,7 @@ class Fleet:
         """Lays a delta over a version (None: the stable one). Raises: `PackageError`."""
         async with self._change("rows"):
             version = self._loaded(self.labels.stable if number is None else number)
-            folder = self._place(name)
+            folder = self._place(name, what="delta", way="export.delta_of=<the package that is served>")
             delta = await _aside(lambda: self._trusted_delta(folder))
             follows(delta, version.manifest, [one.manifest for one in version.deltas])
             try:
@@ -156,9 +157,11 @@ class Fleet:
         """Moves labels to versions that are loaded. Raises: `PackageError` where one is not."""
         async with self._changing:
             stable = self.labels.stable if stable is None else stable
+            if canary is None and share:
+                raise PackageError(f"canary_share {share:g} is of no version: give canary, its number, with it")
             for number in (stable, *(() if canary is None else (canary,))):
                 self._loaded(number)
-            await self._use(Use(id=0, stable=stable, canary=canary, share=share if canary is not None else 0.0))
+            await self._use(Use(id=0, stable=stable, canary=canary, share=share))
 
     async def rollback(self) -> Version:
         """Stable is what it was before; a canary is taken away. Raises: `PackageError` where there was none."""
@@ -188,23 +191,22 @@ class Fleet:
         }
 
     async def _checked(self, name: str) -> Version:
-        folder = self._place(name)
+        folder = self._place(name, what="package", way="run.name=<run>")
         manifest = await _aside(lambda: self._trusted_package(folder))
         self._number += 1
         return Version(number=self._number, name=name, folder=folder, manifest=manifest, loaded=time.time())
 
-    def _place(self, name: str) -> Path:
-        """Of a package or delta below the root. Raises: `PackageError` for names that could lead elsewhere."""
-        refuse_name(name, what="package")
+    def _place(self, name: str, *, what: str, way: str) -> Path:
+        """Of a package or delta below the root, with links followed now, for good. `way`: the option of `stack export`
+        that writes one. Raises: `PackageError` for names that could lead elsewhere."""
+        refuse_name(name, what=what)
         try:
             folder = safe_join(self._root, name)
         except DataError as error:
             raise PackageError(str(error)) from error
         if not folder.is_dir():
-            raise PackageError(
-                f"no package at {folder}: write one with: stack export run.name=<run> export.out={folder}"
-            )
-        return folder
+            raise PackageError(f"no {what} at {folder}: write one with: stack export {way} export.out={folder}")
+        return folder.resolve()
 
     def _trusted_package(self, folder: Path) -> PackageManifest:
         self._trust(folder)
@@ -245,30 +247,37 @@ class Fleet:
 
     async def _drop(self, number: int) -> None:
         await self.order(Drop(id=0, number=number))
-        del self.versions[number]
+        self._forget(self.versions.pop(number).deltas)
         self.before = [one for one in self.before if one != number]
+
+    def _forget(self, deltas: Iterable[LaidOver]) -> None:
+        """Removes those that were merged here; whoever has one open keeps it."""
+        for one in deltas:
+            if Path(one.folder).parent == self._work:
+                shutil.rmtree(one.folder, ignore_errors=True)
 
     async def _merge(self, version: Version) -> None:
         """Makes one delta of those on a version, beside requests, and exchanges them. Where that fails a line says so,
         and they stay as they are."""
         deltas = list(version.deltas)
         folder = self._work / f"merged-{version.number}-{deltas[-1].manifest.digest[:12]}"
-        places = [Path(one.folder) for one in deltas]
+        checked = [(Path(one.folder), one.manifest) for one in deltas]
+        unused: Iterable[LaidOver] = ()
         try:
-            manifest = await _aside(lambda: merge(places, version.manifest, folder))
+            manifest = await _aside(lambda: merge(checked, version.manifest, folder))
+            merged = LaidOver(name=folder.name, folder=str(folder), manifest=manifest)
+            unused = [merged]
             async with self._changing:
                 if self.versions.get(version.number) is not version or version.deltas[: len(deltas)] != deltas:
                     return
-                merged = LaidOver(name=folder.name, folder=str(folder), manifest=manifest)
                 await self.order(_load(version, deltas=[merged, *version.deltas[len(deltas) :]]))
                 version.deltas[: len(deltas)] = [merged]
+                unused = deltas
+            say(f"version {version.number}: {len(deltas)} deltas are one now")
         except (PackageError, OSError) as error:
             say(f"version {version.number}: its {len(deltas)} deltas could not be merged: {error}")
-            return
-        for place in places:
-            if place.parent == self._work:  # merged before; whoever has it open keeps it
-                shutil.rmtree(place, ignore_errors=True)
-        say(f"version {version.number}: {len(deltas)} deltas are one now")
+        finally:
+            self._forget(unused)
 
     @asynccontextmanager
     async def _change(self, kind: str) -> AsyncIterator[None]:
@@ -288,7 +297,10 @@ class Fleet:
         for label, number in (("stable", self.labels.stable), ("canary", self.labels.canary)):
             version = None if number is None else self.versions.get(number)
             self._metrics.version.labels(label).set(0 if version is None else version.number)
-            if version is not None:
+            if version is None:
+                for gauge in (self._metrics.data_seconds, self._metrics.loaded_seconds):
+                    gauge.remove(label)
+            else:
                 end = datetime.fromisoformat(version.last_day).replace(tzinfo=UTC) + timedelta(days=1)
                 self._metrics.data_seconds.labels(label).set(end.timestamp())
                 self._metrics.loaded_seconds.labels(label).set(version.loaded)
@@ -304,11 +316,17 @@ def _load(version: Version, *, deltas: Sequence[LaidOver] | None = None) -> Load
 
 
 async def _aside(work: Callable[[], T]) -> T:
-    """In a thread of low priority: reading and hashing a package must not take the processor from requests."""
+    """In a thread of low priority: reading and hashing a package must not take the processor from requests. A stop does
+    not wait for it."""
+    done: Future[T] = Future()
 
-    def run() -> T:
+    def run() -> None:
         step_back(_ASIDE_NICE)
-        return work()
+        if done.set_running_or_notify_cancel():
+            try:
+                done.set_result(work())
+            except BaseException as error:  # whatever it is, whoever waits gets it
+                done.set_exception(error)
 
-    with ThreadPoolExecutor(1, thread_name_prefix="aside") as pool:
-        return await asyncio.get_running_loop().run_in_executor(pool, run)
+    threading.Thread(target=run, name="aside", daemon=True).start()
+    return await asyncio.wrap_future(done)

@@ -16,18 +16,16 @@ one the header `x-stack-version` and the server's labels choose, as for the othe
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from time import perf_counter
 
 import msgspec
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from stack import __version__
 from stack.export.package import GraphFormat
-from stack.serve.app import VERSION_HEADER, Front, json_response
+from stack.serve.app import LABEL, VERSION_HEADER, Front, json_response
 from stack.serve.oip_codec import Asked, Output, Spec, parse, write
 from stack.serve.oip_models import (
     Model,
@@ -39,7 +37,7 @@ from stack.serve.oip_models import (
     users_of,
 )
 from stack.serve.openapi import describe
-from stack.serve.request import Limits, RequestError
+from stack.serve.request import RequestError
 from stack.serve.service import Served
 
 JSON_SIZE_HEADER = "inference-header-content-length"
@@ -113,6 +111,7 @@ class _Oip:
             body = await front.read(request)
             start = perf_counter()
             served, model, label = self._asked_model(request)
+            request.scope[LABEL] = label
             asked = parse(body, request.headers.get(JSON_SIZE_HEADER))
             outputs, unknown = self._answers(served, model, asked)
             response = _response(served, model, asked, outputs)
@@ -124,7 +123,7 @@ class _Oip:
     async def openapi(self, request: Request) -> Response:
         self._front.allow(request)
         served, _ = self._service.pick(request.headers.get(VERSION_HEADER))
-        return _json(describe(served.predictor.manifest, self._limits(served), served.number))
+        return _json(describe(served.predictor.manifest, served.decoder.limits, served.number))
 
     def _answers(self, served: Served, model: Model, asked: Asked) -> tuple[list[Output], dict[str, int]]:
         """The outputs asked for, in that order, and how many ids of each feature were unknown."""
@@ -134,7 +133,7 @@ class _Oip:
             if name not in model.outputs:
                 raise RequestError(422, f"model {model.name!r} has no output {name!r}: {', '.join(model.outputs)}")
         wanted = asked.outputs or dict.fromkeys(model.outputs, asked.binary)
-        manifest, limits = served.predictor.manifest, self._limits(served)
+        manifest, limits = served.predictor.manifest, served.decoder.limits
         tensors = tensors_of(model, asked.inputs, limits)
         if model.group is None:
             users = users_of(model, tensors, manifest, limits)
@@ -142,10 +141,6 @@ class _Oip:
         else:
             score = score_of(model, tensors, manifest, limits, list(wanted))
             arrays, unknown = answer_score(self._service, served, score)
-        for name, array in arrays.items():
-            if not np.isfinite(array).all():
-                self._front.metrics.not_finite.inc()
-                raise RequestError(422, f"output {name!r} of these numbers is not finite")
         return [Output(name=name, array=arrays[name], binary=binary) for name, binary in wanted.items()], unknown
 
     def _asked_model(self, request: Request) -> tuple[Served, Model, str]:
@@ -174,9 +169,6 @@ class _Oip:
 
     def _is_ready(self) -> bool:
         return not self._front.stopping and self._service.labels is not None
-
-    def _limits(self, served: Served) -> Limits:
-        return replace(self._service.limits, num_events=served.predictor.manifest.max_events)
 
 
 def _told(specs: Iterable[Spec]) -> list[dict[str, object]]:

@@ -98,16 +98,13 @@ class Predictor:
         newer.generation = _generation(self.manifest, [one for _, one in newer._deltas])
         return newer
 
-    @property
-    def can_retrieve(self) -> bool:
-        return self._index is not None
-
     def compute(self, users: Sequence[User]) -> list[Computed]:
         """The user half of some users; of one, or of several in one pass."""
         if len(users) == 1:
             unknown: dict[str, int] = {}
             outputs = self._runner.user_half(self._users(users[0], unknown), unknown)
-            refuse_not_finite(outputs[USER_VECTOR])
+            for output in outputs.values():
+                refuse_not_finite(output)
             return [Computed(outputs=outputs, unknown=unknown)]
         return [self.compute([user])[0] for user in users]
 

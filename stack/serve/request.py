@@ -148,6 +148,7 @@ class Decoder:
 
     def __init__(self, manifest: PackageManifest, limits: Limits) -> None:
         schema = manifest.schema
+        self.limits = limits
         columns = _Columns(manifest, limits)
         events = [("time", columns.of(_Seconds, limits.num_events)), *columns.lists((*schema.event, *schema.property))]
         self._events = _decoder("Events", events)

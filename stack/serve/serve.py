@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -40,8 +41,8 @@ def serve(config: ServeConfig) -> None:
     package = Path(config.package).absolute()
     with (
         _work_folder() as work,
-        _bound(config.host, config.port, option="serve") as listener,
-        _bound(config.admin_host, config.admin_port, option="serve.admin") as admin,
+        _bound(config.host, config.port, option="serve.") as listener,
+        _bound(config.admin_host, config.admin_port, option="serve.admin_") as admin,
     ):
         asyncio.run(_Server(config, package=package, work=work, listener=listener, admin=admin).run())
     say("stopped")
@@ -65,6 +66,7 @@ class _Server:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         config = self._config
+        tokens = Tokens(self._token_file())
         fleet = Fleet(config, root=self._package.parent, work=self._work, metrics=self._metrics)
         crew = Crew(
             config, listener=self._listener, folder=self._work, num_workers=config.workers or os.cpu_count() or 1,
@@ -72,32 +74,38 @@ class _Server:
         )  # fmt: skip
         fleet.order = crew.order
         await fleet.first(self._package.name)
-        self._listener.listen(_BACKLOG)
-        self._admin_listener.listen(_BACKLOG)
         starting = asyncio.create_task(crew.start())
         stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
-            self._metrics.workers.set_function(lambda: len(crew.members))
-            admin = asyncio.create_task(self._administer(fleet, crew))
-            self._announce(fleet)
-            await asyncio.wait({admin, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            self._listener.close()
-            await crew.stop(config.shutdown_seconds)
-            self._admin_server.should_exit = True
-            await admin
-        else:
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                self._metrics.workers.set_function(lambda: len(crew.members))
+                for listener in (self._listener, self._admin_listener):
+                    listener.listen(_BACKLOG)  # whoever reads the addresses may ask at once
+                self._announce(fleet)
+                await self._until_stopped(stopping, self._admin(fleet, crew, tokens), crew)
+        finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             await crew.stop(0.0)
 
-    async def _administer(self, fleet: Fleet, crew: Crew) -> None:
-        tokens = Tokens(self._token_file())
+    async def _until_stopped(self, stopping: asyncio.Task[Literal[True]], admin: uvicorn.Server, crew: Crew) -> None:
+        """Takes orders until it is told to stop, and while requests under way are answered."""
+        administering = asyncio.create_task(admin.serve(sockets=[self._admin_listener]))
+        await asyncio.wait({administering, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        self._listener.close()
+        await crew.stop(self._config.shutdown_seconds)
+        admin.should_exit = True
+        await administering
+
+    def _admin(self, fleet: Fleet, crew: Crew, tokens: Tokens) -> uvicorn.Server:
         app = build_admin(fleet, tokens=tokens, registries=self._registries, num_alive=lambda: len(crew.members))
-        settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
-        self._admin_server = _WithoutSignals(settings)
-        await self._admin_server.serve(sockets=[self._admin_listener])
+        return _WithoutSignals(
+            uvicorn.Config(
+                app, log_config=None, access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=1
+            )
+        )  # fmt: skip
 
     def _registries(self) -> list[CollectorRegistry]:
         workers = CollectorRegistry()
@@ -111,13 +119,16 @@ class _Server:
 
     def _announce(self, fleet: Fleet) -> None:
         version = fleet.versions[fleet.labels.stable]
-        host, port = self._listener.getsockname()[:2]
-        admin_host, admin_port = self._admin_listener.getsockname()[:2]
         say(
             f"serving package {version.manifest.digest[:12]} of run {version.manifest.lineage.run!r} at "
-            f"http://{host}:{port}"
+            f"{_address(self._listener)}"
         )
-        say(f"admin at http://{admin_host}:{admin_port}, its token in {self._token_file()}")
+        say(f"admin at {_address(self._admin_listener)}, its token in {self._token_file()}")
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _WithoutSignals(uvicorn.Server):
@@ -154,9 +165,7 @@ def _bound(host: str, port: int, *, option: str) -> Iterator[socket.socket]:
     except OSError as error:
         listener.close()
         raise MachineError(
-            f"cannot listen on {host}:{port}: {error.strerror}: choose another {option}_port or {option}_host".replace(
-                "serve_", "serve."
-            )
+            f"cannot listen on {host}:{port}: {error.strerror}: choose another {option}port or {option}host"
         ) from error
     with listener:
         yield listener

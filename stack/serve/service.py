@@ -152,10 +152,12 @@ class Service:
         )
 
     def _user(self, served: Served, who: Who, *, needs_states: bool) -> tuple[Computed, bool]:
-        """The user of a request, and whether it had been kept."""
+        """The user of a request, and whether it had been kept. Of a request that could be computed one that was kept is
+        taken only where it says how old that may be."""
         if who.vector is not None:
             return self._of_vector(served, who.vector, needs_states=needs_states), False
-        if who.name is not None and not needs_states:
+        takes_kept = who.user is None or who.max_age_seconds is not None
+        if who.name is not None and takes_kept and not needs_states:
             found = self._kept(served, who)
             if found is not None:
                 return found, True

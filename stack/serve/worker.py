@@ -12,6 +12,7 @@ import gc
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -94,12 +95,15 @@ class Worker:
         """Until it is told to stop, or the supervisor is gone."""
         try:
             while (order := await next_order(reader)) is not None:
-                start, error = time.perf_counter(), None
+                error = None
                 try:
                     await self._obey(order)
                 except UserError as refused:
                     error = str(refused)
-                write(writer, Done(id=order.id, error=error, seconds=time.perf_counter() - start))
+                except Exception as fault:  # whatever it is: what is loaded must not end the process that answers
+                    traceback.print_exc()
+                    error = f"{type(fault).__name__}: {str(fault)[:300]}: see the server's log"
+                write(writer, Done(id=order.id, error=error))
                 await writer.drain()
                 if isinstance(order, Stop):
                     break
@@ -226,10 +230,16 @@ def config_of(values: dict[str, object]) -> ServeConfig:
 async def _main(listener: socket.socket, control: socket.socket, begin: Begin) -> None:
     config = config_of(begin.config)
     assert config.cache is not CacheKind.lmdb or begin.cache_folder is not None
-    worker = Worker(
-        config, listener=listener, cache_folder=None if begin.cache_folder is None else Path(begin.cache_folder)
-    )
     reader, writer = await asyncio.open_connection(sock=control, limit=MAX_LINE_BYTES)
+    try:
+        worker = Worker(
+            config, listener=listener, cache_folder=None if begin.cache_folder is None else Path(begin.cache_folder)
+        )
+    except UserError as refused:  # said in answer to the first order, since that is waited for
+        if (order := await next_order(reader)) is not None:
+            write(writer, Done(id=order.id, error=str(refused)))
+            await writer.drain()
+        return
     await worker.run(reader, writer)
 
 

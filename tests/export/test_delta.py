@@ -85,6 +85,10 @@ def assert_says(stores: dict[str, RowStore], shop: Shop, keys: dict[str, set[int
             np.testing.assert_array_equal(found, default_of(shop, name) if expected is None else expected)
 
 
+def checked(*folders: Path) -> list[tuple[Path, DeltaManifest]]:
+    return [(one, open_delta(one)) for one in folders]
+
+
 def keys_of(*shops: Shop) -> dict[str, set[int]]:
     return {name: {key for shop in shops for key in shop.vectors()[name]} for name in IDS}
 
@@ -154,7 +158,7 @@ def test_deltas_over_a_package_are_the_newer_version_for_every_key(
     assert_says(line.stores(second, third), line.said[3], asked, row_type)
     both = line.delta(line.package, 3, "both")
     assert_says(line.stores(both), line.said[3], asked, row_type)
-    merged = merge([second, third], line.manifest, tmp_path / "merged")
+    merged = merge(checked(second, third), line.manifest, tmp_path / "merged")
     assert open_delta(tmp_path / "merged") == merged
     assert_says(line.stores(tmp_path / "merged"), line.said[3], asked, row_type)
     whole = open_delta(both)
@@ -277,10 +281,10 @@ def test_deltas_merge_in_their_order_alone(line: Line) -> None:
     with pytest.raises(
         PackageError, match="delta 'second' begins at version 1, and what is below it is version 3: appl"
     ):
-        merge([third, second], line.manifest, line.folder / "merged")
+        merge(checked(third, second), line.manifest, line.folder / "merged")
     other = replace(line.manifest, digest="e" * 64)
     with pytest.raises(PackageError, match=rf"delta 'second' is of package {line.manifest.digest[:12]}, not of eeeeee"):
-        merge([second, third], other, line.folder / "merged")
+        merge(checked(second, third), other, line.folder / "merged")
     assert not (line.folder / "merged").exists()
 
 

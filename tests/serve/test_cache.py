@@ -378,9 +378,10 @@ def once(user):
         assert (entry.vector_R == user).all() and entry.tasks == b"%d" % user, user
 """
 BUSY = """
-print("ready", flush=True)
-for user in random.integers(0, 5_000, int(sys.argv[3])).tolist():
-    once(user)
+for step in range(int(sys.argv[3])):
+    if step == 100:
+        print("ready", flush=True)
+    once(int(random.integers(0, 5_000)))
 print(cache.hits, cache.misses, cache.expired, cache.errors, cache.evicted)
 """
 READS_LONG = """
@@ -414,6 +415,7 @@ def test_processes_share_the_cache_and_go_on_when_one_is_killed(folder: Path) ->
         worker(folder, BUSY, 3, 10**9) as victim,
     ):
         time.sleep(0.3)
+        assert victim.poll() is None
         victim.kill()
         victim.wait()
         for process in (one, other):

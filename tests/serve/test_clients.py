@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from stack.serve.client import running_server
+from tests.serve.in_process import CANDIDATES, USER
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / ".venv" / "clients" / "bin"
@@ -44,7 +45,8 @@ def run(command: Sequence[str], folder: Path) -> str:
 def test_tritonclient_reads_what_is_told_infers_in_json_and_binary_and_sees_errors(
     address: str, tmp_path: Path
 ) -> None:
-    assert run(["python", str(HERE / "triton_client.py"), address], tmp_path) == "all as it should be\n"
+    bodies = [json.dumps(USER), json.dumps(CANDIDATES)]
+    assert run(["python", str(HERE / "triton_client.py"), address, *bodies], tmp_path) == "all as it should be\n"
 
 
 def test_the_lines_for_curl_in_the_documentation_are_answered(address: str, tmp_path: Path) -> None:

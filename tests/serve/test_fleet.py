@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,7 +50,8 @@ def root(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(root: Path) -> Iterator[Running]:
+def server(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # one that is killed leaves its folder
     with running_server(root / "a", options=["serve.workers=2", "serve.max_deltas=1"]) as running:
         yield running
 
@@ -68,9 +70,13 @@ def steady(steady_root: Path) -> Iterator[Running]:
         yield running
 
 
+def metrics_of(server: Running) -> str:
+    return httpx.get(f"{server.admin}/metrics", trust_env=False).text
+
+
 def num_rejected(server: Running, kind: str) -> float:
     name = f'stack_serve_swaps_total{{kind="{kind}",result="rejected"}} '
-    lines = httpx.get(f"{server.admin}/metrics", trust_env=False).text.splitlines()
+    lines = metrics_of(server).splitlines()
     return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
 
 
@@ -85,6 +91,16 @@ def vector(server: Running, user: dict[str, object] | None = None, *, version: s
 
 def workers(server: Running) -> list[psutil.Process]:
     return psutil.Process(server.process.pid).children()
+
+
+def num_alive(server: Running) -> int:
+    """Workers that answer, as the server says."""
+    response = httpx.get(f"{server.admin}/healthz", trust_env=False)
+    if response.status_code == 503:
+        assert response.json() == {"error": "no worker answers: see the server's log"}
+        return 0
+    found: int = response.json()["workers"]
+    return found
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -166,8 +182,9 @@ def test_a_canary_answers_its_share(server: Running) -> None:
         server.order("/admin/drop", {"version": 2})
     server.order("/admin/labels", {"stable": 2})
     assert server.order("/admin/drop", {"version": 1})["versions"][0]["version"] == 2
-    text = httpx.get(f"{server.admin}/metrics", trust_env=False).text
+    text = metrics_of(server)
     assert 'stack_serve_swaps_total{kind="package",result="accepted"} 1.0' in text
+    assert 'stack_serve_data_timestamp_seconds{label="canary"}' not in text
     assert 'stack_serve_version{label="stable"} 2.0' in text
 
 
@@ -188,6 +205,8 @@ def test_rows_of_later_days_are_served_while_it_answers_and_merged_behind(server
     assert vector(server, unknown) == [1 + 0.5 + 1, 1 + 0.5 + 1]
     assert vector(server, USER | {"events": {"time": [1], "item": [-7]}}) == [0.5 + 1, 0.5 + 1]
     assert asking.failures == []
+    assert tuple(FIRST) in asking.vectors
+    assert asking.vectors <= {tuple(FIRST), (8.5, 9.5), (10.5, 10.5)}
 
 
 @pytest.mark.parametrize(
@@ -196,8 +215,8 @@ def test_rows_of_later_days_are_served_while_it_answers_and_merged_behind(server
         ("a3", "delta 'a3' begins at version 2, and what is below it is version 1: apply the deltas in their order"),
         ("b2", "delta 'b2' is of package .*, not of .*: export one with export.delta_of"),
         ("b", "manifest.json is not of its kind"),
-        ("none", "no package at .*none: write one with"),
-        ("../a", "package '../a' cannot be a package's name"),
+        ("none", "no delta at .*none: write one with: stack export export.delta_of="),
+        ("../a", "delta '../a' cannot be a package's name"),
     ],
 )
 def test_deltas_that_do_not_fit_are_refused_and_nothing_changes(steady: Running, name: str, text: str) -> None:
@@ -250,9 +269,9 @@ def test_a_package_that_is_not_right_is_refused_by_name_and_the_old_one_answers_
     assert num_rejected(steady, "package") == before + 1
 
 
-@pytest.mark.parametrize("name", ["../a", "/etc", "a/../b", ".", "..", "", "x" * 64, "a\0", "ä"])
+@pytest.mark.parametrize("name", ["../a", "/etc", "a/../b", ".", "..", "", ".a", "-a", "x" * 65, "a\0", "ä"])
 def test_names_that_could_lead_elsewhere_are_refused(steady: Running, name: str) -> None:
-    with pytest.raises(RefusedError, match=r"cannot be a package's name|no package at"):
+    with pytest.raises(RefusedError, match=r"cannot be a package's name|Expected `str` of length <= 64"):
         steady.order("/admin/load", {"package": name})
     assert vector(steady) == FIRST
 
@@ -264,18 +283,20 @@ def test_a_killed_worker_takes_nothing_with_it_but_what_it_had_and_comes_back_wa
     victim, other = workers(server)
     with Asking(server, num_threads=4) as asking:
         time.sleep(0.3)
+        before = asking.num_answers
         victim.send_signal(signal.SIGKILL)
-        wait_for(lambda: len(workers(server)) == 2 and not victim.is_running())
-        wait_for(lambda: server.order("/healthz")["workers"] == 2)
+        wait_for(lambda: asking.num_answers > before + 20)
+        assert num_alive(server) == 1, "the victim is back before the other has answered: nothing is shown"
+        wait_for(lambda: num_alive(server) == 2 and not victim.is_running())
         time.sleep(0.3)
     assert all(isinstance(one, httpx.TransportError) for one in asking.failures)
     assert len(asking.failures) <= 4
     assert asking.vectors == {(8.5, 9.5)}
     other.send_signal(signal.SIGKILL)
-    wait_for(lambda: server.order("/healthz")["workers"] == 2 and not other.is_running())
+    wait_for(lambda: num_alive(server) == 2 and not other.is_running())
     assert vector(server) == [8.5, 9.5]
     assert vector(server, version="2") == SECOND
-    metrics = httpx.get(f"{server.admin}/metrics", trust_env=False).text
+    metrics = metrics_of(server)
     assert "stack_serve_worker_restarts_total 2.0" in metrics
 
 
@@ -283,24 +304,62 @@ def test_a_worker_that_comes_back_refuses_a_package_that_was_replaced_meanwhile(
     shutil.rmtree(root / "a")
     shutil.copytree(root / "b", root / "a")
     workers(server)[0].send_signal(signal.SIGKILL)
-    wait_for(lambda: server.order("/healthz")["workers"] == 1)
+    wait_for(lambda: num_alive(server) == 1)
     time.sleep(2.0)
-    assert server.order("/healthz")["workers"] == 1
+    assert num_alive(server) == 1
     assert vector(server) == FIRST
     told = server.order("/admin/load", {"package": "a"})
     assert vector(server) == SECOND
     assert len(told["versions"]) == 2
-    wait_for(lambda: server.order("/healthz")["workers"] == 2)
+    wait_for(lambda: num_alive(server) == 2)
     assert [one["version"] for one in server.order("/admin/versions")["versions"]] == [2]
 
 
 def test_a_stopped_server_answers_what_it_has_begun(server: Running) -> None:
-    with httpx.Client(base_url=server.address, trust_env=False) as client:
-        assert client.post(EMBED, json=USER).status_code == 200
+    body, url = msgspec.json.encode(USER), httpx.URL(server.address)
+    with socket.create_connection((url.host, url.port), timeout=20) as begun:
+        head = b"POST /v1/users:embed HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+        begun.sendall(head + body[:5])
+        wait_for(lambda: "stack_serve_in_flight_requests 1.0" in metrics_of(server))
         server.process.terminate()
-        assert server.process.wait(20) == 0
-    with pytest.raises(httpx.TransportError):
-        httpx.post(server.address + EMBED, json=USER, trust_env=False)
+        wait_for(lambda: refuses(url))
+        begun.sendall(body[5:])
+        assert begun.recv(65_536).startswith(b"HTTP/1.1 200")
+    assert server.process.wait(20) == 0
+
+
+def refuses(url: httpx.URL) -> bool:
+    with socket.socket() as another:
+        return another.connect_ex((url.host, url.port)) != 0
+
+
+def test_a_stop_waits_for_no_worker_that_hangs(root: Path) -> None:
+    with running_server(root / "a", options=["serve.workers=2", "serve.shutdown_seconds=1"]) as server:
+        workers(server)[0].suspend()
+        server.process.terminate()
+        assert server.process.wait(10) == 0
+
+
+def test_a_package_that_ends_every_worker_becomes_no_version(root: Path) -> None:
+    with running_server(root / "a", options=["serve.workers=1"]) as server:
+        (victim,) = workers(server)
+        refused: list[str] = []
+
+        def load() -> None:
+            with pytest.raises(RefusedError) as told:
+                server.order("/admin/load", {"package": "b"})
+            refused.append(str(told.value))
+
+        victim.suspend()  # so that it dies while it is told to load
+        thread = threading.Thread(target=load)
+        thread.start()
+        time.sleep(1.0)
+        victim.kill()
+        thread.join(30)
+        assert refused == ["/admin/load answered 422: no worker lived to do it: see the server's log"]
+        wait_for(lambda: num_alive(server) == 1)
+        assert vector(server) == FIRST
+        assert [one["version"] for one in server.order("/admin/versions")["versions"]] == [1]
 
 
 def test_workers_end_when_nobody_is_left_to_watch_them(server: Running) -> None:
@@ -314,6 +373,8 @@ def test_admin_calls_need_the_token(steady: Running) -> None:
     for token in (None, "x" * 43, steady.token[:-1]):
         with pytest.raises(RefusedError, match="401: a bearer token is needed"):
             ask(steady.admin, "/admin/load", {"package": "b"}, token=token)
+    with pytest.raises(RefusedError, match="canary_share 0.5 is of no version: give canary"):
+        steady.order("/admin/labels", {"canary_share": 0.5})
     with pytest.raises(RefusedError, match="422: .*unknown field `url`"):
         steady.order("/admin/load", {"package": "b", "url": "http://example.com"})
     assert httpx.get(f"{steady.address}/admin/versions", trust_env=False).status_code == 404
@@ -327,6 +388,16 @@ def test_where_keys_are_trusted_only_packages_they_signed_are_loaded(root: Path,
     with running_server(root / "a", options=["serve.workers=1", f"serve.trusted_keys=[{public}]"]) as server:
         with pytest.raises(RefusedError, match="is not signed"):
             server.order("/admin/load", {"package": "b"})
+        with pytest.raises(RefusedError, match="is not signed"):
+            server.order("/admin/deltas", {"delta": "a2"})
+        write_signature(root / "a2", sign((root / "a2" / MANIFEST).read_bytes(), secret))
+        (root / "a2").chmod(0o775)
+        with pytest.raises(RefusedError, match="chmod"):
+            server.order("/admin/deltas", {"delta": "a2"})
+        (root / "a2").chmod(0o755)
+        flip(root / "a2" / "rows" / "item" / "rows.npy")
+        with pytest.raises(RefusedError, match="'rows/item/rows.npy' is damaged"):
+            server.order("/admin/deltas", {"delta": "a2"})
         write_signature(root / "b", sign((root / "b" / MANIFEST).read_bytes(), stranger))
         with pytest.raises(RefusedError, match="signed with the key .*, which is not trusted"):
             server.order("/admin/load", {"package": "b"})

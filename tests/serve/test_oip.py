@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from stack.serve import oip
+from stack.export.runner import Runner
 from stack.serve.app import Front
 from stack.serve.oip import JSON_SIZE_HEADER
 from stack.serve.oip_models import NO_ID
@@ -190,7 +190,7 @@ def test_requests_and_unknown_ids_are_counted(client: Client, front: Front) -> N
     client.post("/v2/models/users/infer", content=b"{")
     registry_value = front.metrics.requests.labels("/v2/models/{model}/infer", "stable", "200")._value.get()
     assert registry_value == 1
-    assert front.metrics.requests.labels("/v2/models/{model}/infer", "none", "400")._value.get() == 1
+    assert front.metrics.requests.labels("/v2/models/{model}/infer", "stable", "400")._value.get() == 1
     assert front.metrics.unknown_ids.labels("profile.age")._value.get() == 1
 
 
@@ -212,9 +212,15 @@ def test_all_but_health_asks_for_a_token(front: Front, tmp_path: Path) -> None:
 def test_an_answer_that_is_not_finite_is_refused_and_counted(
     client: Client, front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = {"vector": np.array([[1.0, np.inf]], dtype=np.float32)}
-    monkeypatch.setattr(oip, "answer_users", lambda *_: (broken, {}))
+    whole = Runner.user_half
+    broken = {"power": np.array([[1.0, np.nan]], dtype=np.float32)}
+    monkeypatch.setattr(Runner, "user_half", lambda *given: whole(*given) | broken)
     body = {"inputs": ONE_USER, "outputs": [{"name": "vector"}]}
-    response = client.post(f"{USERS}/infer", content=msgspec.json.encode(body))
-    assert (response.status_code, response.json()["error"]) == (422, "output 'vector' of these numbers is not finite")
-    assert front.metrics.not_finite._value.get() == 1
+    said = {"error": "the answer to this request is not finite, and is not given"}
+    for response in (
+        client.post(f"{USERS}/infer", content=msgspec.json.encode(body)), client.post("/v1/users:embed", json=USER),
+    ):  # fmt: skip
+        assert (response.status_code, response.json()) == (422, said)
+    assert front.metrics.not_finite._value.get() == 2
+    count = front.metrics.requests.labels("/v1/users:embed", "stable", "422")
+    assert count._value.get() == 1

@@ -7,25 +7,18 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from stack.serve.client import Running, running_server
+from stack.base.errors import UserError
+from stack.serve.client import RefusedError, Running, ask, running_server
 from tests.serve.conftest import MAX_BODY
+from tests.serve.in_process import CANDIDATES, USER
 
 EMBED, SCORE, RETRIEVE = "/v1/users:embed", "/v1/items:score", "/v1/users:retrieve"
-USER = {
-    "now": 100,
-    "events": {"time": [1, 99], "item": [-7, 900], "type": ["buy", None]},
-    "profile": {"age": "alt"},
-    "query": {"shop": 5},
-}
-CANDIDATES = {
-    "group": "impression",
-    "candidates": {"item": [900, 1 << 40], "tags": [["öl", "wine"], []], "dense": {"price": [1.5, 2]}},
-}
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +91,13 @@ def test_a_named_user_is_kept_for_later_requests_with_the_same_query(client: htt
     client.post(EMBED, json=USER | {"user": "anna"})
     kept = client.post(SCORE, json={"user": "anna", "query": {"shop": 5}} | CANDIDATES).json()
     assert (kept["scores"], kept["kept"]) == (whole["scores"], True)
-    again = client.post(SCORE, json=USER | {"user": "anna"} | CANDIDATES).json()
-    assert (again["scores"], again["kept"]) == (whole["scores"], True)
+    newer = USER | {"user": "anna", "events": {"time": [1], "item": [900]}}
+    again = client.post(SCORE, json=newer | {"max_age_seconds": 60} | CANDIDATES).json()
+    assert (again["scores"], again["kept"]) == (whole["scores"], True), "one not too old is taken where that is asked"
+    computed = client.post(SCORE, json=newer | CANDIDATES).json()
+    assert computed["kept"] is False
+    assert computed["scores"] != whole["scores"], "events that are given count"
+    client.post(EMBED, json=USER | {"user": "anna"})
     near = client.post(RETRIEVE, json={"user": "anna", "query": {"shop": 5}}).json()
     assert (near["items"][0], near["kept"]) == (1 << 40, True)
     for asked in ({"user": "anna"}, {"user": "anna", "query": {"shop": 6}}, {"user": "berta", "query": {"shop": 5}}):
@@ -290,15 +288,53 @@ def test_with_tokens_only_their_bearers_are_answered_and_a_new_one_counts_at_onc
             time.sleep(0.1)
         assert client.post(EMBED, json=USER, headers=second).status_code == 200
         assert client.post(EMBED, json=USER, headers=first).status_code == 401
+        with pytest.raises(RefusedError, match="401"):
+            ask(server.admin, "/admin/versions", token="a-newer-token-of-sixteen")
+        admin = {"authorization": f"Bearer {server.token}"}
+        assert client.post(EMBED, json=USER, headers=admin).status_code == 401
+
+
+def test_tokens_of_orders_are_a_file_of_their_own(package: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("an-admin-token-of-sixteen\n")
+    tokens.chmod(0o600)
+    with running_server(package, options=["serve.workers=1", f"serve.admin_tokens={tokens}"]) as server:
+        assert server.token == "an-admin-token-of-sixteen"
+        assert server.order("/admin/versions")["stable"] == 1
+    tokens.write_text("short\n")
+    options = ["serve.workers=1", f"serve.admin_tokens={tokens}"]
+    with pytest.raises(UserError, match="ended before it could answer"), running_server(package, options=options):
+        pass
+
+
+def test_nothing_of_a_request_is_said(package: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    bodies: tuple[dict[str, Any], ...] = (
+        USER | {"user": "kept-secret", "profile": {"age": "kept-secret"}},
+        USER | {"events": {"time": [1], "item": [987654321987]}},
+        {"now": "kept-secret"},
+    )
+    with running_server(package, options=["serve.workers=1"]) as server:
+        for body in bodies:
+            headers = {"authorization": "Bearer kept-secret"}
+            httpx.post(server.address + EMBED, json=body, headers=headers, trust_env=False)
+        server.process.terminate()
+        assert server.process.stdout is not None
+        said = server.process.stdout.read() + "".join(capfd.readouterr())
+    assert "stopped" in said
+    assert "kept-secret" not in said
+    assert "987654321987" not in said
 
 
 def test_what_is_counted_names_no_user_and_no_item(client: httpx.Client, server: Running) -> None:
     client.post(EMBED, json=USER | {"user": "a-name-to-be-kept-secret", "profile": {"age": "a-secret-age"}})
     client.post(RETRIEVE, json={"user": "a-name-to-be-kept-secret", "query": {"shop": 5}})
+    client.post(EMBED, json=USER | {"events": {"time": [1], "item": [987654321987]}})
+    client.post(EMBED, json={"user": "secret"})
     text = httpx.get(f"{server.admin}/metrics", trust_env=False).text
     assert 'stack_serve_requests_total{code="200",label="stable",route="/v1/users:embed"}' in text
     assert 'stack_serve_unknown_ids_total{feature="profile.age"}' in text
     assert 'stack_serve_cache_total{result="hits"}' in text
     assert 'stack_serve_requests_total{code="422"' in text
     assert "secret" not in text
+    assert "987654321987" not in text
     assert len(text.splitlines()) < 300

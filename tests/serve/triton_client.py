@@ -1,4 +1,4 @@
-"""What a user of tritonclient does with a server of the toy package: python triton_client.py http://127.0.0.1:8000
+"""What a user of tritonclient does with a server of the toy package: triton_client.py <address> <user> <candidates>
 
 Runs in `.venv/clients`, which does not have this project; `tests/serve/test_clients.py` starts it. Numbers must equal
 those that the server's own routes give.
@@ -16,16 +16,7 @@ import numpy as np
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
-USER = {
-    "now": 100,
-    "events": {"time": [1, 99], "item": [-7, 900], "type": ["buy", None]},
-    "profile": {"age": "alt"},
-    "query": {"shop": 5},
-}
-CANDIDATES = {
-    "group": "impression",
-    "candidates": {"item": [900, 1 << 40], "tags": [["öl", "wine"], []], "dense": {"price": [1.5, 2]}},
-}
+USER, CANDIDATES = map(json.loads, sys.argv[2:])
 USER_ARRAYS = {
     "now": np.array([100]),
     "num_events": np.array([2]),
