@@ -1,10 +1,11 @@
 # Everything a newcomer types. Each target makes the environment that it needs first.
 #
-#   make demo     a year of a real shop: ingest, train, evaluate, export, serve, two requests answered
+#   make demo     a year of a real shop: ingest, train, evaluate, export, serve, three requests answered
 #   make full     the same with the larger training run
 #   make serve-demo the demo served, refreshed and swapped under load (after make demo)
 #   make test     what CI runs: format, lint, types, import contracts, closure, tests
-#   make test-long the tests that take long: jobs of two agents that lose workers and hosts, all faults, all worlds, Spark
+#   make test-long the tests marked `long`, of half a minute to minutes each: jobs that lose workers or hosts, days that are
+#                 killed (of several ranks, of managed ids), every fault of a save, all worlds, the pipeline over ranks, Spark
 #   make check    all of that but the tests
 #   make format   puts the code in its format
 #   make clean    removes what these targets made, but for prepared data and runs

@@ -70,7 +70,7 @@ def run_verb(words: Sequence[str]) -> int:
 
 
 def _ask_server(job: Job) -> None:
-    """Starts `stack serve`, asks for the vector of a held-out user and the scores of what that user was shown."""
+    """Starts `stack serve`, asks for the vector of a held-out user, scores of what they saw, and the next items."""
     package = job.run.folder / "package"
     say(f"\n$ stack serve serve.package={package}")
     manifest = read_manifest(package)

@@ -14,8 +14,9 @@ from stack.export.package import Link
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request of `items:score` in raw ids, and what must come back: the user's vector, and by task a value for each
-    candidate. A server warms with them, and proves itself before it answers anybody."""
+    """A request of `items:score` in raw ids (of `users:embed` where the package scores no candidate), and what must
+    come back: the user's vector, and by task a value for each candidate. A server warms with them, and proves itself
+    before it answers anybody."""
 
     body: dict[str, object]
     vector: list[float]

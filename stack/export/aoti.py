@@ -24,4 +24,4 @@ def save_aoti(program: ExportedProgram, file: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
-        aoti_compile_and_package(program, package_path=str(file))
+        aoti_compile_and_package(program, package_path=str(file), inductor_configs={"cpp.threads": 1})

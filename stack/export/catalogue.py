@@ -1,12 +1,12 @@
 """The items that a package can retrieve: those seen as candidates on the last days, with the vectors of a task that
-scores by inner product (`stack.tasks.next_item`).
+scores by inner product (`stack.tasks.next_item`) and the features they had on the last day they were seen.
 
 Legend: E examples, N new items, V width of the vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,23 +79,24 @@ def _items(
     group = model.task(task).group
     item = _item(model, task)
     asker = Asker(dataset, dataset.schema)
-    text = item.table in asker.lost or _is_text(asker, item.table)
     if item.table in asker.lost:
         raise PackageError(f"the texts of {item.table!r} are not kept (ingest.raw_ids), so items cannot be retrieved")
     keys_of_items = _keys_of_items(dataset, item.table)
-    loader = Loader(dataset, days=days, global_batch_size=256, shuffle=False, groups=[group], num_prefetch=0)
-    seen = np.empty(0, dtype=np.int64)
+    newest_first = days[::-1]
+    loader = Loader(dataset, days=newest_first, global_batch_size=256, shuffle=False, groups=[group], num_prefetch=0)
+    seen: set[int] = set()
     parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
     texts: list[str] = []
     for batch in loader:
         examples = batch.groups[group]
-        for key_N, example_N in _new(examples, item, keys_of_items, seen):
-            seen = np.union1d(seen, key_N)
-            parts.append((key_N, _vectors(model, task, examples, example_N, tables, keys_of)))
-            if text:
-                row_N = taken(examples.ids[item.name], example_N)
-                assert not isinstance(row_N, tuple)
-                texts += [str(raw) for raw in asker.raw_ids(item.table, row_N.tolist())]
+        key_N, example_N = _new(examples, item, keys_of_items, seen)
+        if not len(key_N):
+            continue
+        seen.update(key_N.tolist())
+        parts.append((key_N, _vectors(model, task, examples, example_N, tables, keys_of)))
+        row_N = taken(examples.ids[item.name], example_N)
+        assert not isinstance(row_N, tuple)
+        texts += [raw for raw in asker.raw_ids(item.table, row_N.tolist()) if isinstance(raw, str)]
     if not parts:
         raise PackageError(f"no candidate of {group!r} from {days[0]} to {days[-1]}: raise export.index_days")
     key_N, vector_NV = (np.concatenate(one) for one in zip(*parts, strict=True))
@@ -111,16 +112,15 @@ def _keys_of_items(dataset: Dataset, table: str) -> KeysOfIds:
 
 
 def _new(
-    examples: Examples, item: Feature, keys_of_items: KeysOfIds, seen: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    examples: Examples, item: Feature, keys_of_items: KeysOfIds, seen: Set[int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Items not seen before, and an example of each."""
     ids = taken(examples.ids[item.name], np.arange(examples.num_examples))
     assert not isinstance(ids, tuple), "an item is one id"
     key_E = keys_of_items(ids)
     key_N, example_N = np.unique(key_E, return_index=True)
-    new_N = ~np.isin(key_N, seen) & (key_N != MISSING)
-    if new_N.any():
-        yield key_N[new_N], example_N[new_N]
+    new_N = np.array([key not in seen and key != MISSING for key in key_N.tolist()], dtype=bool)
+    return key_N[new_N], example_N[new_N]
 
 
 def _vectors(
@@ -136,18 +136,15 @@ def _vectors(
         keys, table = candidates.ids[feature.name], tables[feature.table]
         found = table.means(keys.keys_N, keys.lengths_G) if isinstance(keys, Bags) else table.find(keys)
         columns.append(found[0])
+    device = next(head.parameters()).device
     with torch.no_grad():
-        return np.asarray(head.item_half(torch.from_numpy(np.concatenate(columns, axis=1))).numpy())
+        vector_NV = head.item_half(torch.from_numpy(np.concatenate(columns, axis=1)).to(device))
+    return np.asarray(vector_NV.float().cpu().numpy())
 
 
 def _item(model: UserModel, task: str) -> Feature:
     """The first feature of a candidate is the item's own id."""
     return model.places.candidate[model.task(task).group][0]
-
-
-def _is_text(asker: Asker, table: str) -> bool:
-    (first,) = asker.raw_ids(table, [1])
-    return isinstance(first, str)
 
 
 def _write_texts(file: Path, texts: Sequence[str], table: str) -> None:

@@ -43,7 +43,6 @@ from stack.export.sealed import (
     refuse_name,
     write_sealed,
 )
-from stack.export.sign import sign, write_signature
 
 if TYPE_CHECKING:  # servers read deltas without torch
     from torch import Tensor
@@ -191,9 +190,11 @@ def write_delta(
     _refuse_existing(folder)
     layers = chain.layers(head)
     with folder_aside(folder) as aside:
-        tables = {
-            name: _Changes(chain, name, begin, layers[name]).write(aside / ROWS / name) for name in begin.package.tables
-        }
+        tables = {}
+        for name in begin.package.tables:
+            new = [layer for layer in layers[name] if layer.version > begin.version and layer.entry.parts]
+            if new:
+                tables[name] = _Changes(chain, name, begin, layers[name], new).write(aside / ROWS / name)
         manifest = DeltaManifest(
             format_version=FORMAT_VERSION,
             name=folder.name,
@@ -207,10 +208,7 @@ def write_delta(
             tables=tables,
             files=describe_files(aside),
         )
-        manifest = write_sealed(aside, manifest)
-        if sign_key is not None:
-            write_signature(aside, sign((aside / MANIFEST).read_bytes(), sign_key))
-        return manifest
+        return write_sealed(aside, manifest, sign_key=sign_key)
 
 
 def _refuse_elsewhere(chain: Chain, head: VersionManifest, begin: Begin) -> None:
@@ -226,15 +224,14 @@ def _refuse_elsewhere(chain: Chain, head: VersionManifest, begin: Begin) -> None
 class _Changes:
     """What the runs of some versions say of one table, newest first."""
 
-    def __init__(self, chain: Chain, name: str, begin: Begin, layers: Sequence[Layer]) -> None:
+    def __init__(self, chain: Chain, name: str, begin: Begin, layers: Sequence[Layer], new: Sequence[Layer]) -> None:
         from stack.checkpoint.manifest import KeyKind
         from stack.checkpoint.rows import TableReader
 
         self._chain, self._name, self._begin = chain, name, begin
         self._table = begin.package.tables[name]
         self._all = TableReader(chain.store, name, layers)
-        new = [layer for layer in layers if layer.version > begin.version and layer.entry.parts]
-        self._new = TableReader(chain.store, name, new) if new else None
+        self._new = TableReader(chain.store, name, new)
         self._of_ids = layers[-1].entry.keys is KeyKind.id
         self._num_summed = begin.package.ids[name].rows_per_id
 
@@ -249,7 +246,7 @@ class _Changes:
         key_N, row_N = key_N[order_N], row_N[order_N]
         distinct, inverse_N = np.unique(row_N, return_inverse=True)
         vector_ND = np.empty((0, self._table.dim), dtype=np.float32)
-        if self._new is not None and len(key_N):
+        if len(key_N):
             taken = self._new.taken(torch.from_numpy(distinct), columns=(0, self._table.dim), states=())[WEIGHT]
             vector_ND = taken.float().numpy()[inverse_N]
         row_type = self._table.row_type
@@ -266,23 +263,19 @@ class _Changes:
 
     def _changed(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """The package's keys of the rows that changed, their trained rows, and the keys that lost theirs."""
-        nothing = np.empty(0, dtype=np.int64)
-        if self._new is None:
-            return nothing, nothing, nothing
         if self._of_ids:
             live = self._new.live
             kept = live.row_N != 0
             return self._raw(live.key_N[kept]), live.row_N[kept].long().numpy(), np.sort(self._raw(self._gone()))
         row_N = np.unique(np.concatenate([self._new.keys_of(layer).numpy() for layer in self._new.layers]))
         row_N = row_N[row_N != 0]
-        return (self._raw_of_rows(row_N) if self._table.keyed else row_N), row_N, nothing
+        return (self._raw_of_rows(row_N) if self._table.keyed else row_N), row_N, np.empty(0, dtype=np.int64)
 
     def _gone(self) -> Tensor:
         """Keys that have lost their rows. A run that is whole does not tell: there they are those that had rows at the
         beginning and have none now."""
         import torch
 
-        assert self._new is not None
         gone = [self._new.gone(layer) for layer in self._new.layers]
         if any(layer.entry.whole for layer in self._new.layers):
             gone.append(self._before.live.key_N)

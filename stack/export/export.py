@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import torch
 
-from stack.base.errors import PackageError
+from stack.base.errors import PackageError, UserError
 from stack.base.files import folder_aside, write_bytes
 from stack.base.version import code_version
 from stack.checkpoint.load import Checkpoint
@@ -40,8 +40,8 @@ from stack.export.package import (
     Table,
 )
 from stack.export.run_writer import write_run
-from stack.export.sealed import FORMAT_VERSION, MANIFEST, describe_files, refuse_name, write_sealed
-from stack.export.sign import sign, write_signature
+from stack.export.sealed import FORMAT_VERSION, describe_files, refuse_name, write_sealed
+from stack.export.sign import sign
 from stack.export.tables import ExportedTable, TrainedIds, TrainedRows, exported_tables
 from stack.model import UserModel
 from stack.telemetry.console import say
@@ -95,9 +95,7 @@ def export(trained: Trained, *, folder: Path, config: ExportConfig) -> PackageMa
         manifest = msgspec.structs.replace(
             manifest, parity=judged.parity, audits=judged.findings, retrieval=retrieval, files=describe_files(aside)
         )
-        manifest = write_sealed(aside, manifest)
-        if config.sign_key is not None:
-            write_signature(aside, sign((aside / MANIFEST).read_bytes(), Path(config.sign_key)))
+        manifest = write_sealed(aside, manifest, sign_key=None if config.sign_key is None else Path(config.sign_key))
     _tell(trained, manifest, judged, folder)
     return manifest
 
@@ -116,6 +114,8 @@ def _write_tables(
         place = folder / ROWS / name
         try:
             write_run(place, row_type=row_type, dim=rows.dim, num_rows=rows.num_stored, parts=rows.parts())
+        except UserError:
+            raise
         except ValueError as error:  # numbers that the type cannot hold, or that are not finite
             raise PackageError(f"table {name!r} cannot be kept as {row_type.value}: {error}") from error
         np.save(place / DEFAULT, rows.default_D, allow_pickle=False)

@@ -41,6 +41,8 @@ from stack.base.files import sha256_of
 INDEX, KEYS, REPORT = "index.faiss", "keys.npy", "index.json"
 MAX_FOUND = 1000
 """Most items that one search gives."""
+NUM_CHECK = 1000
+"""Users with whose vectors the recall of a graph is measured."""
 NUM_NEIGHBOURS = 32
 """Links of an item in the graph, twice as many on its lowest level; faiss calls it M."""
 NO_KEY = 0
@@ -96,7 +98,7 @@ def build_index(
     num_items: int,
     dim: int,
     exact_up_to: int = 100_000,
-    num_check: int = 1000,
+    num_check: int = NUM_CHECK,
     queries: Floats | None = None,
     ef_construction: int = 200,
     ef_search: int = 256,
@@ -233,13 +235,19 @@ def _better_graph(vector_NV: Floats, asked_QV: Floats | None, ef_construction: i
     """The graph with the better recall at 100; where norms are equal or nothing is asked, only one is built."""
     norm_N = np.linalg.norm(vector_NV, axis=1)
     if float(norm_N.max() - norm_N.min()) <= _ROUNDING * float(norm_N.max()):
-        return _measured(_graph(vector_NV, ef_construction, ef_search), False, vector_NV, asked_QV)
-    augmented = _graph(_with_equal_norms(vector_NV, norm_N), ef_construction, ef_search)
+        graphs = {False: _graph(vector_NV, ef_construction, ef_search)}
+    else:
+        graphs = {True: _graph(_with_equal_norms(vector_NV, norm_N), ef_construction, ef_search)}
+        if asked_QV is not None:
+            graphs[False] = _graph(vector_NV, ef_construction, ef_search)
     if asked_QV is None:
-        return _measured(augmented, True, vector_NV, None)
-    plain = _graph(vector_NV, ef_construction, ef_search)
-    both = [_measured(index, index is augmented, vector_NV, asked_QV) for index in (augmented, plain)]
-    return max(both, key=lambda built: built.recall_at_100 or 0.0)
+        return next(
+            _Built(index=graph, augmented=augmented, recall_at_10=None, recall_at_100=None)
+            for augmented, graph in graphs.items()
+        )
+    exact_QK, _ = faiss.knn(asked_QV, vector_NV, min(100, len(vector_NV)), metric=faiss.METRIC_INNER_PRODUCT)
+    built = [_measured(graph, augmented, asked_QV, exact_QK) for augmented, graph in graphs.items()]
+    return max(built, key=lambda one: one.recall_at_100 or 0.0)
 
 
 def _with_equal_norms(vector_NV: Floats, norm_N: Floats) -> Floats:
@@ -255,13 +263,10 @@ def _graph(vector_NV: Floats, ef_construction: int, ef_search: int) -> faiss.Ind
     return index
 
 
-def _measured(index: faiss.Index, augmented: bool, vector_NV: Floats, asked_QV: Floats | None) -> _Built:
-    """The index with its recall at 10 and at 100 (or at all items where there are fewer)."""
-    if asked_QV is None:
-        return _Built(index=index, augmented=augmented, recall_at_10=None, recall_at_100=None)
-    most = min(100, len(vector_NV))
-    exact_QK, _ = faiss.knn(asked_QV, vector_NV, most, metric=faiss.METRIC_INNER_PRODUCT)
-    found_QK, _ = _search(index, asked_QV, most)
+def _measured(index: faiss.Index, augmented: bool, asked_QV: Floats, exact_QK: Floats) -> _Built:
+    """The index with its recall at 10 and at 100 (or at all items where there are fewer). `exact_QK`: the best scores
+    there are."""
+    found_QK, _ = _search(index, asked_QV, exact_QK.shape[1])
     at_10, at_100 = (recall(found_QK, exact_QK, k) for k in (10, 100))
     return _Built(index=index, augmented=augmented, recall_at_10=at_10, recall_at_100=at_100)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,14 @@ from stack.data.loader import Loader
 from stack.export.answers import Recorded, linked
 from stack.export.catalogue import retriever_of
 from stack.export.config import ExportConfig
-from stack.export.engines import Engine, open_engine
+from stack.export.engines import Array, Engine, open_engine
+from stack.export.index import NUM_CHECK
 from stack.export.moments import KeysOf, by_moment, candidates_of, users_of
 from stack.export.package import USER_HALF, USER_VECTOR, Finding, GraphFormat, PackageManifest, Parity, scorers_of
-from stack.export.parity import Differences, ModuleEngine, package_answers, trained_answers
+from stack.export.parity import Answers, Differences, ModuleEngine, package_answers, trained_answers
 from stack.export.quality import Judge, Quality
 from stack.export.quantize import RowType, row_dtype
-from stack.export.requests import Asker
+from stack.export.requests import Asker, is_servable
 from stack.export.runner import Bags, Keys, Rows, Runner, Users, given
 from stack.export.runs import MISSING
 from stack.export.stores import open_stores
@@ -95,6 +97,10 @@ class Trial:
     def runner(self, engine: Engine, tables: Mapping[str, Rows]) -> Runner:
         return Runner(self.manifest, engine=engine, tables=tables)
 
+    def answers(self, runner: Runner, batch: Batch) -> Answers:
+        groups = {name: self.model.task(name).group for name in self.model.tasks}
+        return package_answers(runner, self.manifest, batch, self.keys_of, groups)
+
     def batches(self, num_timelines: int) -> Iterator[Batch]:
         """Of the held-out day, at least so many timelines where it has them."""
         day = held_out_day(self.dataset, self.checkpoint)
@@ -148,11 +154,11 @@ def _parities(trial: Trial) -> dict[str, dict[str, Parity]]:
             theirs = exact
         else:
             reference = trial.runner(modules, rounded if name == "served" else tables)
-            theirs = [package_answers(reference, trial.manifest, batch, trial.keys_of) for batch in batches]
+            theirs = [trial.answers(reference, batch) for batch in batches]
         for graph_format, engine in trial.engines.items():
-            runner, differences = trial.runner(engine, tables), Differences(trial.model)
+            runner, differences = trial.runner(engine, tables), Differences()
             for batch, their in zip(batches, theirs, strict=True):
-                differences.add(batch, package_answers(runner, trial.manifest, batch, trial.keys_of), their)
+                differences.add(batch, trial.answers(runner, batch), their)
             what = f"{graph_format.value}, rows {name}"
             found[graph_format.value][name] = differences.result(trial.config.tolerance, what=what)
     return found
@@ -167,7 +173,7 @@ def _quality(trial: Trial) -> Quality:
         _, labels = trained_answers(trial.model, batch)
         num_moments += batch.num_moments
         for row_type, runner in runners.items():
-            answers = package_answers(runner, trial.manifest, batch, trial.keys_of)
+            answers = trial.answers(runner, batch)
             scored = {name: label_E for name, label_E in labels.items() if name in answers}
             judges[row_type].add(batch, answers, scored)
     return Quality(
@@ -212,37 +218,72 @@ def _findings(trial: Trial, parities: Mapping[str, Mapping[str, Parity]], qualit
 
 
 def _recorded(trial: Trial) -> list[Recorded]:
-    """Requests with the answers of the package's own rows and graphs, found without going through raw ids."""
-    manifest, asker = trial.manifest, Asker(trial.dataset, trial.manifest.schema)
-    runner = trial.runner(trial.engines[manifest.formats[0]], open_stores(trial.folder, manifest))
-    keys_of = {
-        name: (_nothing if name in asker.lost else of) for name, of in trial.keys_of.items()
-    }  # fmt: skip
-    found: list[Recorded] = []
+    """Requests of all groups in turn, with the answers of the package's own rows and graphs, found without going
+    through raw ids. Raises: `PackageError` where there is none: no server could be tried."""
+    groups: list[str | None] = [group.name for group in trial.manifest.schema.groups] or [None]
+    found: dict[str | None, list[Recorded]] = {group: [] for group in groups}
+    most = trial.config.num_requests
+    recorder = _Recorder(trial)
     for batch in trial.batches(trial.config.parity_timelines):
-        user = runner.user_half(_asked(users_of(batch, manifest.schema, keys_of)))
-        for group in manifest.schema.groups:
-            examples, names = batch.groups[group.name], scorers_of(manifest, group.name)
-            for moment, example_E in by_moment(examples):
-                if len(found) == trial.config.num_requests:
-                    return found
-                if batch.moment_position_M[moment] > manifest.max_events:
-                    continue  # the request would be cut, and its answer another
+        user = recorder.users(batch)
+        for group, requests in found.items():
+            requests += islice(recorder.requests(batch, user, group), most - len(requests))
+    in_turn = [one for several in zip_longest(*found.values()) for one in several if one is not None]
+    if not in_turn:
+        raise PackageError(
+            "export refused: no moment of the held-out day is a request that a server would accept, and could be tried "
+            f"with: raise export.max_events={trial.config.max_events} or "
+            f"export.parity_timelines={trial.config.parity_timelines}; nothing was written"
+        )
+    return in_turn[:most]
+
+
+class _Recorder:
+    """Asks the package by its keys, and writes down what would have been asked by raw ids."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._manifest = trial.manifest
+        self._asker = Asker(trial.dataset, trial.manifest.schema)
+        self._runner = trial.runner(
+            trial.engines[trial.manifest.formats[0]], open_stores(trial.folder, trial.manifest)
+        )  # fmt: skip
+        self._keys_of = {
+            name: (_nothing if name in self._asker.lost else of) for name, of in trial.keys_of.items()
+        }  # fmt: skip
+
+    def users(self, batch: Batch) -> dict[str, Array]:
+        return self._runner.user_half(_asked(users_of(batch, self._manifest.schema, self._keys_of)))
+
+    def requests(self, batch: Batch, user: Mapping[str, Array], group: str | None) -> Iterator[Recorded]:
+        """Of the moments that have examples of `group`; None: of all, without candidates."""
+        moments = (
+            [(moment, np.empty(0, dtype=np.int64)) for moment in range(batch.num_moments)]
+            if group is None
+            else by_moment(batch.groups[group])
+        )
+        for moment, example_E in moments:
+            if batch.moment_position_M[moment] > self._manifest.max_events:
+                continue  # the request would be cut, and its answer another
+            body = self._asker.request(batch, moment, self._manifest.max_events)
+            if group is not None:
+                body |= self._asker.candidates(batch, example_E, group)
+            if is_servable(body):
                 one = {output: value[moment : moment + 1] for output, value in user.items()}
-                candidates = candidates_of(examples, group.candidate, example_E, keys_of)
-                scores = runner.score(names, replace(candidates, ids=_without_missing(candidates.ids)), one)
-                found.append(
-                    Recorded(
-                        body=asker.request(batch, moment, example_E, group.name, manifest.max_events),
-                        vector=one[USER_VECTOR][0].tolist(),
-                        scores={
-                            task.name: linked(scores[task.output], task.link).tolist()
-                            for task in manifest.tasks
-                            if task.graph in names
-                        },
-                    )
-                )
-    return found
+                scores = {} if group is None else self._scores(batch, example_E, group, one)
+                yield Recorded(body=body, vector=one[USER_VECTOR][0].tolist(), scores=scores)
+
+    def _scores(
+        self, batch: Batch, example_E: NDArray[np.int64], group: str, user: Mapping[str, Array]
+    ) -> dict[str, list[float]]:
+        features = self._manifest.schema.group(group).candidate
+        candidates = candidates_of(batch.groups[group], features, example_E, self._keys_of)
+        names = scorers_of(self._manifest, group)
+        scores = self._runner.score(names, replace(candidates, ids=_without_missing(candidates.ids)), user)
+        return {
+            task.name: linked(scores[task.output], task.link).tolist()
+            for task in self._manifest.tasks
+            if task.graph in names
+        }
 
 
 def _queries(trial: Trial) -> NDArray[np.float32]:
@@ -253,10 +294,11 @@ def _queries(trial: Trial) -> NDArray[np.float32]:
     output = vector_of(task)
     assert output in trial.manifest.graphs[USER_HALF].outputs
     runner = trial.runner(trial.engines[trial.manifest.formats[0]], trial.trained_rows())
-    vectors = [
-        runner.user_half(users_of(batch, trial.manifest.schema, trial.keys_of))[output]
-        for batch in trial.batches(trial.config.quality_timelines)
-    ]
+    vectors: list[NDArray[np.float32]] = []
+    for batch in trial.batches(trial.config.quality_timelines):
+        vectors.append(runner.user_half(users_of(batch, trial.manifest.schema, trial.keys_of))[output])
+        if sum(map(len, vectors)) >= NUM_CHECK:
+            break
     return np.concatenate(vectors)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 import xxhash
@@ -17,12 +17,13 @@ from stack.base.errors import PackageError
 from stack.data.keys import UNKNOWN_KEY
 from stack.data.schema import PADDING_ROW
 from stack.export.package import IDS, IdKind, Ids, PackageManifest
-from stack.export.runs import MISSING
+from stack.export.runs import MISSING, mapped
 from stack.ids.frozen import FrozenMap
 from stack.ids.hashing import HashedRows
 
 MAX_TEXT_BYTES = 256
 """Of a raw id in a request."""
+_LIST = {"keys.npy": "<i8", "rows.npy": "<i4"}
 NOT_LISTED = -1
 """The key of an id that a list does not have: no table has such a row."""
 RawIds = Sequence[int | str | None] | NDArray[np.int64]
@@ -65,7 +66,10 @@ class ListLookup:
 
     def __init__(self, folder: Path, *, text: bool) -> None:
         self._raw_keys = text_keys if text else number_keys
-        self._map = FrozenMap(key_N=_array(folder / "keys.npy", np.int64), row_N=_array(folder / "rows.npy", np.int32))
+        key_N, row_N = (mapped(folder / name, np.dtype(dtype), ()) for name, dtype in _LIST.items())
+        if len(key_N) != len(row_N):
+            raise PackageError(f"{folder} has {len(key_N)} keys and {len(row_N)} rows: export the package again")
+        self._map = FrozenMap(key_N=cast("NDArray[np.int64]", key_N), row_N=cast("NDArray[np.int32]", row_N))
 
     def keys(self, raw: RawIds) -> NDArray[np.int64]:
         key_N = self._raw_keys(raw)
@@ -86,8 +90,8 @@ def write_list(folder: Path, key_N: NDArray[np.int64], row_N: NDArray[np.integer
     """Writes what `ListLookup` reads, in order of keys."""
     order_N = np.argsort(key_N, kind="stable")
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "keys.npy", key_N[order_N], allow_pickle=False)
-    np.save(folder / "rows.npy", row_N[order_N].astype(np.int32), allow_pickle=False)
+    for (name, dtype), column_N in zip(_LIST.items(), (key_N, row_N), strict=True):
+        np.save(folder / name, column_N[order_N].astype(dtype), allow_pickle=False)
 
 
 def number_keys(raw: RawIds) -> NDArray[np.int64]:
@@ -132,13 +136,3 @@ def _lookup(folder: Path, ids: Ids) -> Lookup:
             if ids.hashed is None:
                 raise PackageError(f"{folder.parent.parent}: the manifest does not say how {folder.name!r} is hashed")
             return HashLookup(ids.hashed, text=ids.text)
-
-
-def _array(file: Path, dtype: type[np.integer[Any]]) -> NDArray[Any]:
-    try:
-        found = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise PackageError(f"{file} cannot be read as an array: {error}") from error
-    if found.ndim != 1 or found.dtype != dtype:
-        raise PackageError(f"{file} holds {found.dtype} in {found.ndim} dimensions, not a list of {np.dtype(dtype)}")
-    return np.asarray(found)

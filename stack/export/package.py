@@ -31,9 +31,10 @@ from pathlib import Path
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from stack.base.errors import PackageError
 from stack.data.schema import Schema
 from stack.export.quantize import RowType
-from stack.export.sealed import Sealed, check_files, read_sealed
+from stack.export.sealed import Sealed, check_files, read_sealed, refuse_name, refuse_path
 from stack.ids.hashing import HashedRows, HashVariant
 
 PARITY = "parity.json"
@@ -216,7 +217,8 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Largest absolute difference of each output between the package, in one format with one type of row, and the
-    trained model; of a type that rounds, `tolerance` is for the graphs on the same rounded rows."""
+    trained model; of a type that rounds, `tolerance` is for the graphs on the same rounded rows. `num_examples`: lines
+    of each output that were compared, a line for each moment where it is about the user alone."""
 
     tolerance: float
     num_moments: int
@@ -278,9 +280,19 @@ def open_package(folder: Path) -> PackageManifest:
     """
     manifest = read_manifest(folder)
     check_files(folder, manifest.files)
+    for name, graph in manifest.graphs.items():
+        for file in set(graph.files.values()) - set(manifest.files):
+            raise PackageError(f"package {folder}: {file!r}, of graph {name[:80]!r}, is not among its files")
     return manifest
 
 
 def read_manifest(folder: Path) -> PackageManifest:
-    """The manifest alone, its format and its own digest checked; the other files are not read."""
-    return read_sealed(folder, PackageManifest)
+    """The manifest alone, its format, its own digest and the names that become paths checked; the other files are not
+    read."""
+    manifest = read_sealed(folder, PackageManifest)
+    for table in (*manifest.tables, *manifest.ids):
+        refuse_name(table, what="table")
+    for graph in manifest.graphs.values():
+        for file in graph.files.values():
+            refuse_path(file, folder)
+    return manifest

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from stack.base.errors import PackageError
 from stack.data.batch import Batch, to_device
@@ -23,7 +23,9 @@ from stack.export.engines import Array
 from stack.export.moments import KeysOf, by_moment, candidates_of, users_of
 from stack.export.package import USER_VECTOR, PackageManifest, Parity, scorers_of
 from stack.export.runner import Runner
+from stack.export.user_half import STATES, vector_of, weights_of
 from stack.model import UserModel
+from stack.tasks import NextItemTask, RankTask
 
 Answers = dict[str, NDArray[np.float32]]
 """By output: a line for each moment, or for each example of the group."""
@@ -48,20 +50,32 @@ def trained_answers(model: UserModel, batch: Batch) -> tuple[Answers, Answers]:
     with torch.no_grad():  # in inference mode FBGEMM finds no kernel for its lookup
         vector_MR = model.representation(moved).rep_MR
         outputs = model(moved)
-    scores = {name: output.score_E.float().cpu().numpy() for name, output in outputs.items()}
-    labels = {
-        name: output.label_E.float().cpu().numpy() for name, output in outputs.items() if output.score_E.dim() == 1
-    }
-    return {USER_VECTOR: vector_MR.float().cpu().numpy()} | scores, labels
+        said = {USER_VECTOR: vector_MR} | {name: output.score_E for name, output in outputs.items()}
+        for name in model.tasks:
+            task = model.task(name)
+            if isinstance(task, RankTask):
+                said[weights_of(name)] = task.feature_weights(vector_MR)
+            if isinstance(task, NextItemTask):
+                said[vector_of(name)] = task.user_vector(vector_MR)
+    labels = {name: output.label_E for name, output in outputs.items() if output.score_E.dim() == 1}
+    return _arrays(said), _arrays(labels)
 
 
-def package_answers(runner: Runner, manifest: PackageManifest, batch: Batch, keys_of: KeysOf) -> Answers:
-    """The same from a package: the user half once for each moment, a scorer once for each moment that has examples."""
+def _arrays(tensors: Mapping[str, Tensor]) -> Answers:
+    return {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def package_answers(
+    runner: Runner, manifest: PackageManifest, batch: Batch, keys_of: KeysOf, groups: Mapping[str, str]
+) -> Answers:
+    """The same from a package: the user half once for each moment, a scorer once for each moment that has examples.
+    `groups`: of each task of the model; what is about the user alone is said of each example of its moment."""
     user = runner.user_half(users_of(batch, manifest.schema, keys_of))
-    answers: Answers = {USER_VECTOR: user[USER_VECTOR]}
-    for task in manifest.tasks:
-        if task.output in user:
-            answers[task.output] = user[task.output]
+    answers: Answers = {
+        name: value[batch.groups[groups[name]].moment_E.cpu().numpy()] if name in groups else value
+        for name, value in user.items()
+        if name not in STATES
+    }
     for group in manifest.schema.groups:
         examples, names = batch.groups[group.name], scorers_of(manifest, group.name)
         scores = {
@@ -81,23 +95,17 @@ def package_answers(runner: Runner, manifest: PackageManifest, batch: Batch, key
 class Differences:
     """The largest absolute difference of every output, over the batches it is shown."""
 
-    def __init__(self, model: UserModel) -> None:
-        self._groups = {name: model.task(name).group for name in model.tasks}
+    def __init__(self) -> None:
         self._worst: dict[str, float] = {}
         self._num_examples: dict[str, int] = {}
         self._num_moments = 0
 
     def add(self, batch: Batch, ours: Answers, theirs: Answers) -> None:
-        """`theirs` may have a line for each example where ours has one for each moment: about the user alone."""
         self._num_moments += batch.num_moments
         for name in sorted(ours.keys() & theirs.keys()):
-            mine = ours[name]
-            if name in self._groups:
-                examples = batch.groups[self._groups[name]]
-                self._num_examples[name] = self._num_examples.get(name, 0) + examples.num_examples
-                if len(mine) != len(theirs[name]):
-                    mine = mine[examples.moment_E.cpu().numpy()]
-            self._compare(name, mine, theirs[name])
+            if name != USER_VECTOR:
+                self._num_examples[name] = self._num_examples.get(name, 0) + len(ours[name])
+            self._compare(name, ours[name], theirs[name])
 
     def result(self, tolerance: float, *, what: str) -> Parity:
         """The findings. `what` names the variant.

@@ -14,6 +14,8 @@ from stack.data.dataset import Dataset, Vocabulary
 from stack.data.keys import UNKNOWN_KEY
 from stack.data.loader import Loader
 from stack.data.schema import Feature, Schema
+from stack.export.fields import MAX_CANDIDATES, MAX_IDS
+from stack.export.lookup import MAX_TEXT_BYTES
 from stack.export.moments import by_moment, taken
 from stack.model import USER_FEATURE
 
@@ -21,15 +23,33 @@ from stack.model import USER_FEATURE
 def held_out_requests(
     dataset: Dataset, schema: Schema, *, day: str, group: str, max_events: int
 ) -> Iterator[dict[str, Any]]:
-    """Bodies of `items:score` for the moments of `day` that have examples of `group`, those with a history first.
-    `schema` is the package's: the features it reads."""
+    """Bodies of `items:score` for the moments of `day` that have examples of `group`, those with a history first; none
+    that a server would refuse. `schema` is the package's: the features it reads."""
     loader = Loader(dataset, days=[day], global_batch_size=64, shuffle=False, groups=[group], num_prefetch=0)
     asker = Asker(dataset, schema)
     for batch in loader:
         for moment, example_E in sorted(
             by_moment(batch.groups[group]), key=lambda one: batch.moment_position_M[one[0]] == 0
         ):
-            yield asker.request(batch, moment, example_E, group, max_events)
+            body = asker.request(batch, moment, max_events) | asker.candidates(batch, example_E, group)
+            if is_servable(body):
+                yield body
+
+
+def is_servable(body: Mapping[str, Any]) -> bool:
+    """Whether a server with its options as they come accepts a body that `Asker` made."""
+    candidates = dict(body.get("candidates", {}))
+    dense = candidates.pop("dense", {})
+    if "group" in body:
+        num_candidates = max(map(len, (*candidates.values(), *dense.values())), default=0)
+        if not 1 <= num_candidates <= MAX_CANDIDATES:
+            return False
+    singles = ([value] for place in ("profile", "query") for value in body[place].values())
+    owners = [one for column in (*body["events"].values(), *candidates.values(), *singles) for one in column]
+    bags = [one if isinstance(one, list) else [one] for one in owners]
+    return all(len(bag) <= MAX_IDS for bag in bags) and all(
+        len(raw) <= MAX_TEXT_BYTES for bag in bags for raw in bag if isinstance(raw, str)
+    )
 
 
 class Asker:
@@ -42,19 +62,13 @@ class Asker:
         self._vocabularies: dict[str, Vocabulary] = {}
         self.lost = {raw.table for raw in dataset.schema.raw_ids or () if raw.text}
 
-    def request(
-        self, batch: Batch, moment: int, example_E: NDArray[np.int64], group: str, max_events: int
-    ) -> dict[str, Any]:
+    def request(self, batch: Batch, moment: int, max_events: int) -> dict[str, Any]:
+        """The body of `users:embed`: a user at a moment."""
         schema = self._schema
         row = int(batch.moment_row_M[moment])
         first = int(batch.num_events_B[:row].sum())
         end = first + int(batch.moment_position_M[moment])
         event_T = np.arange(max(first, end - max_events), end)
-        described, examples = schema.group(group), batch.groups[group]
-        candidates = self._columns(described.candidate, examples.ids, example_E)
-        if described.dense:
-            dense_EF = examples.dense_EF[example_E]
-            candidates["dense"] = {name: dense_EF[:, index].tolist() for index, name in enumerate(described.dense)}
         events = self._columns((*schema.event, *schema.property), {**batch.event, **batch.property}, event_T)
         profile = {**batch.profile, USER_FEATURE.name: batch.user_B}
         return {
@@ -62,9 +76,16 @@ class Asker:
             "events": {"time": batch.event_time_T[event_T].tolist(), **events},
             "profile": self._singles(schema.profile, profile, row),
             "query": self._singles(schema.query, batch.query, moment),
-            "group": group,
-            "candidates": candidates,
         }
+
+    def candidates(self, batch: Batch, example_E: NDArray[np.int64], group: str) -> dict[str, Any]:
+        """What the body of `items:score` has beside a user: some examples of a group."""
+        described, examples = self._schema.group(group), batch.groups[group]
+        candidates = self._columns(described.candidate, examples.ids, example_E)
+        if described.dense:
+            dense_EF = examples.dense_EF[example_E]
+            candidates["dense"] = {name: dense_EF[:, index].tolist() for index, name in enumerate(described.dense)}
+        return {"group": group, "candidates": candidates}
 
     def _columns(
         self, features: Sequence[Feature], ids: Mapping[str, Ids], owners: NDArray[np.int64]

@@ -44,7 +44,7 @@ class Run:
     def __init__(self, folder: Path, *, row_type: RowType, dim: int) -> None:
         dtype, num_elements = row_dtype(row_type, dim)
         self.folder, self.row_type, self.dim = folder, row_type, dim
-        self.rows = cast("Stored", _mapped(folder / ROWS, dtype, (num_elements,)))
+        self.rows = cast("Stored", mapped(folder / ROWS, dtype, (num_elements,)))
         self.keys = _mapped_keys(folder / KEYS) if (folder / KEYS).exists() else None
         self.gone = _mapped_keys(folder / GONE) if (folder / GONE).exists() else np.empty(0, dtype=np.int64)
         if self.keys is not None and len(self.keys) != self.num_rows:
@@ -192,24 +192,24 @@ def pooled(vector_ND: NDArray[np.float32], lengths_G: NDArray[np.int64]) -> NDAr
     return mean_GD
 
 
-def _mapped(file: Path, dtype: np.dtype[np.generic], item_shape: tuple[int, ...]) -> NDArray[np.generic]:
+def mapped(file: Path, dtype: np.dtype[np.generic], item_shape: tuple[int, ...]) -> NDArray[np.generic]:
     """A view of the file as a plain array, whose operations are some microseconds faster than those of `np.memmap`."""
     try:
-        mapped = np.lib.format.open_memmap(file, mode="r")
+        found = np.lib.format.open_memmap(file, mode="r")
     except FileNotFoundError:
         raise PackageError(f"{file} is missing: export the package again") from None
     except (OSError, ValueError, SyntaxError) as error:
         raise PackageError(f"{file} cannot be read: {error}") from error
-    if mapped.dtype != dtype or mapped.ndim == 0 or mapped.shape[1:] != item_shape or not mapped.flags.c_contiguous:
+    if found.dtype != dtype or found.ndim == 0 or found.shape[1:] != item_shape or not found.flags.c_contiguous:
         expected = ", ".join(map(str, ("N", *item_shape)))
-        raise PackageError(f"{file} holds {mapped.dtype} of shape {mapped.shape}, ({expected}) of {dtype} is expected")
-    if file.stat().st_size != mapped.offset + mapped.nbytes:
-        raise PackageError(f"{file} has {file.stat().st_size} bytes, its header says {mapped.offset + mapped.nbytes}")
-    return np.asarray(mapped)
+        raise PackageError(f"{file} holds {found.dtype} of shape {found.shape}, ({expected}) of {dtype} is expected")
+    if file.stat().st_size != found.offset + found.nbytes:
+        raise PackageError(f"{file} has {file.stat().st_size} bytes, its header says {found.offset + found.nbytes}")
+    return np.asarray(found)
 
 
 def _mapped_keys(file: Path) -> NDArray[np.int64]:
-    keys = cast("NDArray[np.int64]", _mapped(file, KEY, ()))
+    keys = cast("NDArray[np.int64]", mapped(file, KEY, ()))
     if len(keys) and (keys[0] == MISSING or int(keys[0]) + len(keys) - 1 > int(keys[-1])):
         raise PackageError(f"{file} does not hold {len(keys)} ascending keys: from {keys[0]} to {keys[-1]}")
     return keys

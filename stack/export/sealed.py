@@ -18,7 +18,7 @@ import msgspec
 
 from stack.base.errors import PackageError
 from stack.base.files import sha256_of
-from stack.export.sign import SIGNATURE
+from stack.export.sign import SIGNATURE, sign, write_signature
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -55,6 +55,14 @@ def refuse_name(name: str, *, what: str) -> str:
     return name
 
 
+def refuse_path(name: str, folder: Path) -> None:
+    """Raises: `PackageError` where the name of a file could lead out of the package `folder`."""
+    if not _PATH.fullmatch(name):
+        raise PackageError(
+            f"package {folder}: refused the file name {name[:80]!r}: not a plain name inside the package"
+        )
+
+
 def describe_files(folder: Path) -> dict[str, File]:
     """Size and sha256 of every file under `folder`, by its name relative to it."""
     return {
@@ -66,8 +74,7 @@ def describe_files(folder: Path) -> dict[str, File]:
 def check_files(folder: Path, files: Mapping[str, File]) -> None:
     """Compares a folder with what its manifest lists. Raises: `PackageError` naming the first file that differs."""
     for name in files:
-        if not _PATH.fullmatch(name):
-            raise PackageError(f"package {folder}: refused the file name {name!r}: not a plain name inside the package")
+        refuse_path(name, folder)
     for name in sorted(set(_walk(folder, folder)) - set(files) - {MANIFEST, SIGNATURE}):
         raise PackageError(f"package {folder}: {name!r} is not listed in {MANIFEST}: remove it, or export again")
     with ThreadPoolExecutor(_CHECK_THREADS) as pool:
@@ -96,10 +103,15 @@ def read_sealed(folder: Path, kind: type[M]) -> M:
     return manifest
 
 
-def write_sealed(folder: Path, manifest: M) -> M:
-    """Writes and returns a manifest with its own digest in it."""
+def write_sealed(folder: Path, manifest: M, *, sign_key: Path | None = None) -> M:
+    """Writes and returns a manifest with its own digest in it, signed where there is a key. From here on nobody but the
+    owner may write in the folder, whatever the umask is: servers refuse packages that others can change."""
     sealed = msgspec.structs.replace(manifest, digest=_digest(manifest))
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(sealed), indent=1))
+    if sign_key is not None:
+        write_signature(folder, sign((folder / MANIFEST).read_bytes(), sign_key))
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o022)
     return sealed
 
 

@@ -41,7 +41,7 @@ class CacheKind(enum.Enum):
     none = "none"
     """Nowhere: every request is computed."""
     lmdb = "lmdb"
-    """In one file of this machine."""
+    """In one file that the workers of a server share, and that ends with the server."""
     redis = "redis"
     """In a Redis that the servers of a fleet share."""
 

@@ -46,7 +46,8 @@ class ServeConfig:
     max_ids: int = 64
     # ids in one multi-valued feature of one event or candidate
     cache: CacheKind = CacheKind.lmdb
-    # where vectors of users who are named in requests are kept: none, lmdb (this machine), redis
+    # where vectors of users who are named in requests are kept: none; lmdb, a file of this server, which ends with it;
+    # redis, for several servers
     cache_mib: int = 256
     # of lmdb; the oldest go first
     cache_max_age_seconds: float = 300.0

@@ -181,7 +181,7 @@ class Crew:
         listener = self._listener.fileno()
         process = subprocess.Popen(
             [
-                "env", f"{METRICS_VARIABLE}={self._folder / 'metrics'}",
+                "env", f"{METRICS_VARIABLE}={self._folder / 'metrics'}", "OMP_NUM_THREADS=1",
                 sys.executable, "-m", "stack.serve.worker", str(listener), str(theirs.fileno()),
             ],
             pass_fds=(listener, theirs.fileno()),

@@ -23,7 +23,7 @@ import msgspec
 from stack.base.errors import DataError, PackageError
 from stack.base.files import safe_join
 from stack.base.threads import step_back
-from stack.export.delta import DeltaManifest, follows, merge, open_delta
+from stack.export.delta import DeltaManifest, follows, is_delta, merge, open_delta
 from stack.export.package import PackageManifest, open_package
 from stack.export.sealed import MANIFEST, refuse_name
 from stack.export.sign import check, read_signature, refuse_writable_by_others
@@ -210,6 +210,8 @@ class Fleet:
 
     def _trusted_package(self, folder: Path) -> PackageManifest:
         self._trust(folder)
+        if is_delta(folder):
+            raise PackageError(f"{folder} is a row delta, not a package: lay it over one with /admin/deltas")
         return open_package(folder)
 
     def _trusted_delta(self, folder: Path) -> DeltaManifest:

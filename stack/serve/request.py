@@ -231,6 +231,8 @@ class Decoder:
             raise RequestError(422, "give both `now` and `events`, or neither")
         if name is None:
             raise RequestError(422, "give `now` and `events` of the user, or a `vector` from users:embed, or a `user`")
+        if bytes(envelope.profile) != bytes(_NOTHING):
+            raise RequestError(422, "a vector that was kept has the profile in it: leave it out")
         query = _fields(_decode(self._query, envelope.query, "query"))
         return Who(name=name, query=query, max_age_seconds=most)
 

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,7 +180,7 @@ def _same(manifest: M, digest: str, folder: Path) -> M:
 
 
 def prove(service: Service, served: Served, recorded: Recorded, *, exact: bool, rests: float) -> None:
-    """Asks a version a recorded request, with rests in between so many times as long as its two halves take.
+    """Asks a version a recorded request, with rests in between so many times as long as its halves take.
 
     Raises: `PackageError` where the answer is another, or not finite.
     """
@@ -188,8 +188,10 @@ def prove(service: Service, served: Served, recorded: Recorded, *, exact: bool, 
     try:
         with _resting(rests):
             vector = service.embed(served, msgspec.json.encode(user)).vector
-        with _resting(rests):
-            scores = service.score(served, msgspec.json.encode(recorded.body)).scores
+        scores: Mapping[str, Sequence[object]] = {}
+        if "candidates" in recorded.body:
+            with _resting(rests):
+                scores = service.score(served, msgspec.json.encode(recorded.body)).scores
     except RequestError as error:
         raise PackageError(f"package {served.package[:12]} refuses a request that it recorded: {error}") from error
     answers = {"vector": (vector, recorded.vector)} | {

@@ -20,7 +20,7 @@ class WorkerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         of: Any = {"registry": registry}
         self.requests = Counter(
-            "stack_serve_requests_total", "Requests answered, by route, label of the version and status.",
+            "stack_serve_requests_total", "Requests with a body, by route, label of the version and status.",
             ("route", "label", "code"), **of,
         )  # fmt: skip
         self.seconds = Histogram(
@@ -37,9 +37,11 @@ class WorkerMetrics:
             "stack_serve_unknown_ids_total", "Ids given in requests that have no row, by feature.", ("feature",), **of
         )
         self.cache = Counter(
-            "stack_serve_cache_total", "User vectors asked of the cache: hits, misses (some expired), errors, evicted.",
-            ("result",), **of,
-        )  # fmt: skip
+            "stack_serve_cache_total",
+            "User vectors asked of the cache: hits, misses, expired (misses, too), errors; and evicted.",
+            ("result",),
+            **of,
+        )
         self.not_finite = Counter(
             "stack_serve_not_finite_total", "Answers that held a number that is not finite, and were refused.", **of
         )

@@ -202,8 +202,7 @@ def test_a_delta_holds_what_changed_and_nothing_else(tmp_path: Path) -> None:
     nothing = DeltaTable(num_rows=0, num_gone=0)
     assert found.tables == {
         "item": DeltaTable(num_rows=2, num_gone=0), "user": DeltaTable(num_rows=0, num_gone=1), "brand": nothing,
-        "shop": nothing,
-    }  # fmt: skip
+    }, "nothing is said of a table that nothing was written of, not even its row of unknown ids"  # fmt: skip
     assert open_delta(tmp_path / "delta") == found
     assert (found.package, found.from_version, found.to_version) == (manifest.digest, 1, 2)
     assert (found.from_digest, found.to_digest, found.last_day) == (first.digest, second.digest, "2017-11-02")

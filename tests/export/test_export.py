@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -30,12 +31,14 @@ from stack.export.tables import ExportedTable, exported_tables
 from stack.export.user_half import link_of
 from stack.layers.norm import Norm
 from stack.serve.predictor import Predictor
-from stack.tasks import TASKS
+from stack.serve.worker import prove
+from stack.tasks import TASKS, CtrConfig, Enabled, PowerConfig
 from stack.towers.behavior import Behavior, PropertyUse
 from stack.towers.config import Attention, ModelConfig
 from tests.export.conftest import PUBLISHED, SMALL
 from tests.export.recorded import Asked
 from tests.export.trained import ctr_alone, damage, trained_run
+from tests.serve.in_process import service_of
 
 BOTH = ModelConfig(
     behavior=Behavior.mean, norm=Norm.batch, attention=Attention.both, property=PropertyUse.none, user_id=True
@@ -79,7 +82,7 @@ def test_all_outputs_of_the_package_equal_the_trained_model(published: Trained, 
     manifest = open_package(package)
     tasks = {"ctr", "rank", "power", "follow", "shop", "next_item"}
     parity = manifest.parity
-    assert set(parity.max_abs_difference) == {USER_VECTOR, *tasks}
+    assert set(parity.max_abs_difference) == {USER_VECTOR, *tasks, "rank_weights", "next_item_vector"}
     assert parity.tolerance == 1e-5
     assert parity.worst < 1e-5
     assert parity.num_examples["ctr"] == 5 * parity.num_moments == 5 * parity.num_examples["power"]
@@ -100,6 +103,23 @@ def test_a_model_whose_scorers_need_states_is_exported_as_it_was_trained(dataset
     assert manifest.query_in_vector
     assert manifest.tables["user"].num_rows == 59
     assert_the_server_gives_the_trained_scores(trained, tmp_path / "package")
+
+
+def test_a_package_that_scores_no_candidate_is_tried_with_its_users(dataset: Dataset, tmp_path: Path) -> None:
+    power_alone = replace(ctr_alone(), ctr=CtrConfig(enabled=Enabled.never), power=PowerConfig())
+    trained = trained_run(tmp_path, dataset, tasks=power_alone)
+    manifest = export(trained, folder=tmp_path / "package", config=PUBLISHED)
+    assert manifest.schema.groups == ()
+    assert set(manifest.parity.max_abs_difference) == {USER_VECTOR, "power"}
+    service = service_of(Predictor(tmp_path / "package", manifest))
+    recorded = service.versions[3].predictor.recorded()
+    assert len(recorded) == manifest.parity.num_moments == 12
+    for one in recorded:
+        assert set(one.body) == {"now", "events", "profile", "query"}
+        prove(service, service.versions[3], one, exact=True, rests=0.0)
+    other = msgspec.structs.replace(recorded[0], vector=recorded[-1].vector)
+    with pytest.raises(PackageError, match="answers a recorded request with another vector"):
+        prove(service, service.versions[3], other, exact=True, rests=0.0)
 
 
 @pytest.fixture
@@ -124,19 +144,21 @@ def test_parity_finds_a_model_that_is_not_the_packages(published: Trained, packa
     manifest = open_package(package)
     keys_of = {name: table.keys_of for name, table in exported(published, manifest).items()}
     batch = next(iter(Loader(published.dataset, days=["2016-07-19"], global_batch_size=4, num_prefetch=0)))
-    ours = package_answers(runner_of(package), manifest, batch, keys_of)
-    same = Differences(published.model)
+    groups = {name: published.model.task(name).group for name in published.model.tasks}
+    ours = package_answers(runner_of(package), manifest, batch, keys_of, groups)
+    assert len(ours["power"]) == batch.groups["price"].num_examples, "what is said of the user, of each example"
+    same = Differences()
     same.add(batch, ours, trained_answers(published.model, batch)[0])
     assert same.result(1e-5, what="itself").num_moments == batch.num_moments
     other = copy.deepcopy(published.model)
     damage(other)
-    differences = Differences(other)
+    differences = Differences()
     differences.add(batch, ours, trained_answers(other, batch)[0])
     text = r"export refused: output '\w+' of the package \(onnx\) differs .*, export.tolerance is 0.0001; nothing was"
     with pytest.raises(PackageError, match=text):
         differences.result(1e-4, what="onnx")
     with pytest.raises(PackageError, match="parity cannot be checked: the day after training holds no moment: ingest"):
-        Differences(other).result(1e-4, what="onnx")
+        Differences().result(1e-4, what="onnx")
 
 
 def test_a_number_that_is_not_one_is_a_difference(published: Trained, package: Path) -> None:
@@ -144,7 +166,7 @@ def test_a_number_that_is_not_one_is_a_difference(published: Trained, package: P
     theirs = trained_answers(published.model, batch)[0]
     ours = {name: value.copy() for name, value in theirs.items()}
     ours["rank"][0] = np.nan
-    differences = Differences(published.model)
+    differences = Differences()
     differences.add(batch, ours, theirs)
     differences.add(batch, theirs, theirs)
     with pytest.raises(PackageError, match="output 'rank' of the package .onnx. differs from the trained model by nan"):

@@ -141,9 +141,14 @@ def test_lookups_are_of_the_kind_that_the_manifest_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("keys.npy", np.array([1.0]), r"keys.npy holds float64 in 1 dimensions, not a list of int64"),
-        ("rows.npy", np.array([[1]], dtype=np.int32), r"rows.npy holds int32 in 2 dimensions, not a list of int32"),
-        ("rows.npy", None, "rows.npy cannot be read as an array: "),
+        ("keys.npy", np.array([1.0]), r"keys.npy holds float64 of shape \(1,\), \(N\) of int64 is expected"),
+        (
+            "rows.npy",
+            np.array([[1]], dtype=np.int32),
+            r"rows.npy holds int32 of shape \(1, 1\), \(N\) of int32 is expected",
+        ),
+        ("rows.npy", np.array([1, 2], dtype=np.int32), "has 1 keys and 2 rows: export the package again"),
+        ("rows.npy", None, "rows.npy cannot be read: "),
     ],
 )
 def test_a_list_that_is_not_one_is_refused(name: str, content: np.ndarray | None, text: str, tmp_path: Path) -> None:

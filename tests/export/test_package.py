@@ -64,6 +64,20 @@ def change(field: bytes, value: bytes) -> Callable[[Path], None]:
     return tamper
 
 
+def rename_table(package: Path) -> None:
+    manifest = read_manifest(package)
+    write_sealed(package, msgspec.structs.replace(manifest, tables={"../up": manifest.tables["item"]}))
+
+
+def move_graph(name: str) -> Callable[[Path], None]:
+    def tamper(package: Path) -> None:
+        manifest = read_manifest(package)
+        graphs = {"user_half": msgspec.structs.replace(manifest.graphs["user_half"], files={"onnx": name})}
+        write_sealed(package, msgspec.structs.replace(manifest, graphs=graphs))
+
+    return tamper
+
+
 TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
     "bit flip": (flip_a_bit, "'rows/item/rows.npy' is damaged: its sha256"),
     "truncated": (lambda p: (p / TABLE).write_bytes(b"x"), "'rows/item/rows.npy' has 1 bytes, manifest.json says 152"),
@@ -74,6 +88,9 @@ TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
     "parent": (list_file("../outside"), "refused the file name '../outside'"),
     "absolute": (list_file("/etc/passwd"), "refused the file name '/etc/passwd'"),
     "nul": (list_file("a\0b"), r"refused the file name 'a\\x00b'"),
+    "table": (rename_table, "table '../up' cannot be a package's name"),
+    "graph elsewhere": (move_graph("../graph.onnx"), "refused the file name '../graph.onnx'"),
+    "graph not listed": (move_graph("graphs/other.onnx"), "'graphs/other.onnx', of graph 'user_half', is not among"),
     "hidden": (list_file(".hidden"), "refused the file name '.hidden'"),
     "manifest": (change(b'"run": "toy"', b'"run": "top"'), "manifest.json was changed: its digest is"),
     "no json": (lambda p: (p / MANIFEST).write_bytes(b"\xff{"), "manifest.json cannot be read"),
@@ -89,3 +106,11 @@ def test_a_tampered_package_is_refused_by_name(package: Path, name: str) -> None
     tamper(package)
     with pytest.raises(PackageError, match=text):
         open_package(package)
+
+
+def test_nobody_but_the_owner_may_write_in_a_package_whatever_the_umask_was(package: Path) -> None:
+    paths = [package, *package.rglob("*")]
+    for path in paths:
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    write_sealed(package, read_manifest(package))
+    assert {path.stat().st_mode & 0o777 for path in paths} == {0o755, 0o644}

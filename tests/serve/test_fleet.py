@@ -241,6 +241,11 @@ def resealed(folder: Path) -> None:
     write_sealed(folder, msgspec.structs.replace(read_manifest(folder), files=files))
 
 
+def as_delta(folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parent / "a2", folder)
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
@@ -252,6 +257,7 @@ def resealed(folder: Path) -> None:
         (lambda folder: folder.chmod(0o775), "chmod"),
         (lambda folder: (folder / "link").symlink_to("/etc/passwd"), "link"),
         (resealed, "answers a recorded request with another vector"),
+        (as_delta, "is a row delta, not a package: lay it over one with /admin/deltas"),
     ],
 )
 def test_a_package_that_is_not_right_is_refused_by_name_and_the_old_one_answers_on(

@@ -175,6 +175,9 @@ BAD = {
         SCORE, b'{"vector": [1, 2], "query": {"shop": 5}, "group": "impression", "candidates": {"item": [1]}}', 422,
         "a `vector` has the profile and the query in it",
     ),
+    "a kept vector with a profile": (
+        RETRIEVE, b'{"user": "anna", "profile": {"age": "alt"}}', 422, "a vector that was kept has the profile in it",
+    ),
     "a name of a field without end": (EMBED, b'{"' + b"x" * 2_900 + b'": 1}', 422, "..."),
     "a vector of another width": (
         SCORE, b'{"vector": [1], "group": "impression", "candidates": {"item": [1]}}', 422, "this package have 2",

@@ -11,7 +11,7 @@
     python -m tools.bench ids --out ids.json
     python -m tools.bench drift
     python -m tools.bench quality experiment=demo tasks=ctr tasks.ctr.dense_features=false run.name=ids
-    python -m tools.bench increments experiment=demo run.name=increments --picture increments.png
+    python -m tools.bench increments experiment=demo tasks=joint run.name=increments --picture increments.png
     python -m tools.bench billion --picture billion.png
     python -m tools.bench checkpoint --folder runs
     python -m tools.bench serving --run runs/demo --package runs/demo/package

@@ -2,16 +2,19 @@
 
 Keys lie at random over most of 64 bits, as hashes of texts do; those asked for are drawn evenly among the base's. A
 delta has 10,000 rows, half of them of the base's keys. A timing of lookups is the median of `_CALLS` calls, each with
-other keys, after as many that warm the processor's caches and map the pages.
+other keys, after as many with keys of their own, none of which is timed: all pages are mapped by then, and the
+processor's caches hold what they hold of any table that is asked all the time, not the very rows that are timed.
 
 The large table has 1e8 rows of 16 numbers in fp16 (4 GB, as much disk in `folder`). It is opened and looked up in once
-with nothing of it in the system's memory, and once with what the first pass brought there.
+with nothing of it in the system's memory ("cold"), and once more ("warm") with other keys of the pages that the first
+pass brought there.
 
 Shape legend: N rows, D columns, C calls, Q keys of a call.
 """
 
 from __future__ import annotations
 
+import mmap
 import shutil
 import statistics
 import tempfile
@@ -42,6 +45,8 @@ _LARGE_DIM = 16
 _LARGE_LOOKUPS = 100_000
 _SPAN = 1 << 63
 """Of the keys of a table, from -2^62 up."""
+_BESIDE_ROWS = 64
+"""Between two rows of the large table that share a page of 128, and no line of the processor's caches."""
 
 
 def measure(*, num_rounds: int, rows: Sequence[int], folder: Path, large: bool = False) -> list[Figure]:
@@ -68,8 +73,9 @@ def _variants(folder: Path, num_rows: int) -> dict[str, Callable[[], float]]:
         assert base.keys is not None
         key_N = np.array(base.keys)
         for num_deltas in _DELTAS:
-            store = RowStore(np.zeros(_DIM, np.float32), [*deltas[:num_deltas], base])
-            made[f"{row_type.value}: 100 keys, {num_deltas} deltas"] = _lookups(store, key_N)
+            runs = [*deltas[:num_deltas], base]
+            store = RowStore(np.zeros(_DIM, np.float32), runs)
+            made[f"{row_type.value}: 100 keys, {num_deltas} deltas"] = _lookups(store, runs, key_N)
         made[f"{row_type.value}: open"] = partial(_open_milliseconds, base)
     return made
 
@@ -109,16 +115,27 @@ def write_table(
     return draw.permutation(np.concatenate(sampled))
 
 
-def _lookups(store: RowStore, key_N: NDArray[np.int64]) -> Callable[[], float]:
-    """Median microseconds of a call; every round draws other keys."""
+def _lookups(store: RowStore, runs: Sequence[Run], key_N: NDArray[np.int64]) -> Callable[[], float]:
+    """Median microseconds of a call; every round draws other keys: to warm with out of one half, to time out of the
+    other."""
     draw = np.random.default_rng(derive(0, "lookups"))
+    half_of_keys = np.array_split(draw.permutation(key_N), 2)
 
     def run() -> float:
-        asked_CQ = draw.choice(key_N, (_CALLS, _KEYS_PER_CALL))
-        _microseconds(store, asked_CQ)
-        return statistics.median(_microseconds(store, asked_CQ))
+        for one in runs:
+            _map(one)
+        warming_CQ, timed_CQ = (draw.choice(half, (_CALLS, _KEYS_PER_CALL)) for half in half_of_keys)
+        _microseconds(store, warming_CQ)
+        return statistics.median(_microseconds(store, timed_CQ))
 
     return run
+
+
+def _map(run: Run) -> None:
+    """Reads a byte of each page of a run."""
+    assert run.keys is not None
+    for array in (run.keys, run.rows):
+        array.view(np.uint8).reshape(-1)[:: mmap.PAGESIZE].sum()
 
 
 def _microseconds(store: RowStore, asked_CQ: NDArray[np.int64]) -> list[float]:
@@ -143,11 +160,21 @@ def _large(folder: Path, num_rows: int) -> list[Figure]:
         folder / "base", RowType.fp16, num_rows=num_rows, dim=_LARGE_DIM, num_sampled=_LARGE_LOOKUPS, draw=draw
     )
     asked_CQ = sampled[: len(sampled) // _KEYS_PER_CALL * _KEYS_PER_CALL].reshape(-1, _KEYS_PER_CALL)
+    beside_CQ = _beside(folder / "base", asked_CQ)
     sync_tree(folder)
     forget(list((folder / "base").iterdir()))
-    figures = [figure for state in ("cold", "warm") for figure in _pass(f"{name}, {state}", folder / "base", asked_CQ)]
+    cold = _pass(f"{name}, cold", folder / "base", asked_CQ)
+    warm = _pass(f"{name}, warm", folder / "base", beside_CQ)
     shutil.rmtree(folder / "base")
-    return figures
+    return [*cold, *warm]
+
+
+def _beside(folder: Path, asked_CQ: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each key another one whose row and key lie on the same pages (but for some at their ends)."""
+    keys = Run(folder, row_type=RowType.fp16, dim=_LARGE_DIM).keys
+    assert keys is not None
+    place_CQ = keys.searchsorted(asked_CQ) ^ _BESIDE_ROWS
+    return keys.take(place_CQ, mode="clip")
 
 
 def _pass(name: str, folder: Path, asked_CQ: NDArray[np.int64]) -> list[Figure]:

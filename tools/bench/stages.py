@@ -8,30 +8,30 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from stack.export.engines import Array
 from stack.export.package import USER_HALF, open_package
-from stack.export.runner import Candidates, Runner
+from stack.export.runner import Candidates
 from stack.serve.cache import NoCache
 from stack.serve.config import ServeConfig
-from stack.serve.predictor import Predictor
+from stack.serve.predictor import Predictor, _dense
 from stack.serve.request import Limits
 from stack.serve.service import Kept, Served, Service
 from tools.bench.bodies import recorded_bodies, sized, user_of
 from tools.bench.harness import Figure
 from tools.bench.serving import GROUP
 
+TASK = "ctr"
 USERS_AT_ONCE = (1, 2, 4, 8, 16)
 NUM_PASSES = 300
 
 
 def measure(package: Path, *, num_rounds: int, num_passes: int = NUM_PASSES) -> list[Figure]:
-    """Milliseconds of each stage of `embed` with 100 events and of `score` with 1,000 candidates."""
+    """Milliseconds of each stage of `embed` with 100 events and of `score` with 1,000 candidates, for one task."""
     manifest = open_package(package)
     defaults = ServeConfig()
     limits = Limits(num_events=0, num_candidates=defaults.max_candidates, num_ids=defaults.max_ids)
@@ -39,12 +39,12 @@ def measure(package: Path, *, num_rounds: int, num_passes: int = NUM_PASSES) -> 
     served = service.make(1, Predictor(package, manifest))
     body = recorded_bodies(package, GROUP)[0]
     embed = msgspec.json.encode(user_of(sized(body)))
-    score = msgspec.json.encode(sized(body, num_candidates=1_000))
+    score = msgspec.json.encode({**sized(body, num_candidates=1_000), "tasks": [TASK]})
     found: dict[str, list[float]] = {}
     for _ in range(num_rounds):
         for name, value in (
             _embed(service, served, embed, num_passes)
-            | _score(served, score, num_passes // 4)
+            | _score(service, served, score, num_passes // 4)
             | _batches(served, embed, num_passes // 4)
         ).items():
             found.setdefault(name, []).append(value)
@@ -62,7 +62,7 @@ def _embed(service: Service, served: Served, body: bytes, num_passes: int) -> di
         assert who.user is not None
         users = predictor._users(who.user, {})
         mark("ids to keys")
-        inputs = [runner._user_input(graph, entry, users, None) for entry in graph.inputs]
+        inputs = [runner._user_input(graph, entry, users, {}) for entry in graph.inputs]
         mark("keys to vectors")
         engine.run(USER_HALF, inputs)
         mark("user half")
@@ -73,41 +73,31 @@ def _embed(service: Service, served: Served, body: bytes, num_passes: int) -> di
     return _named("embed, 100 events", {**stages, "all": whole})
 
 
-def _score(served: Served, body: bytes, num_passes: int) -> dict[str, float]:
+def _score(service: Service, served: Served, body: bytes, num_passes: int) -> dict[str, float]:
+    """Of a user whose vector is there."""
     predictor = served.predictor
+    runner, engine = predictor._runner, predictor._engine
     request = served.decoder.score(body)
     assert request.who.user is not None
     (user,) = predictor.compute([request.who.user])
     described = predictor.manifest.schema.group(GROUP)
-    names = ["score_ctr"] if "score_ctr" in predictor.manifest.graphs else []
+    name = predictor._scorer_tasks[GROUP][TASK].graph
+    graph = predictor.manifest.graphs[name]
 
     def one(mark: Callable[[str], None]) -> None:
         asked = served.decoder.score(body)
         mark("JSON read and checked")
         keys = predictor._keys(described.candidate, asked.candidates, asked.num_candidates)
         mark("ids to keys")
-        dense_EF = np.zeros((asked.num_candidates, len(described.dense)), dtype=np.float32)
-        for index, column in enumerate(described.dense):
-            dense_EF[:, index] = np.fromiter(asked.dense[column], np.float32, count=asked.num_candidates)
+        dense_EF = _dense(described.dense, asked.dense, asked.num_candidates)
         mark("ranking features to an array")
         candidates = Candidates(ids=keys, dense_EF=dense_EF)
-        inputs = _candidate_inputs(predictor._runner, names, candidates, user.outputs)
+        inputs = [runner._candidate_input(graph, entry, candidates, user.outputs, {}) for entry in graph.inputs]
         mark("keys to vectors")
-        for name, of_graph in inputs.items():
-            predictor._engine.run(name, of_graph)
-        mark("scorer (ctr)")
+        engine.run(name, inputs)
+        mark(f"scorer ({TASK})")
 
     return _named("score, 1,000 candidates", _stages(one, num_passes))
-
-
-def _candidate_inputs(
-    runner: Runner, names: Sequence[str], candidates: Candidates, user: Mapping[str, Array]
-) -> dict[str, list[Array]]:
-    graphs = {name: runner._manifest.graphs[name] for name in names}
-    return {
-        name: [runner._candidate_input(graph, entry, candidates, user, None) for entry in graph.inputs]
-        for name, graph in graphs.items()
-    }
 
 
 def _batches(served: Served, body: bytes, num_passes: int) -> dict[str, float]:
@@ -117,12 +107,10 @@ def _batches(served: Served, body: bytes, num_passes: int) -> dict[str, float]:
     assert who.user is not None
     users = predictor._users(who.user, {})
     graph = predictor.manifest.graphs[USER_HALF]
-    one = [predictor._runner._user_input(graph, entry, users, None) for entry in graph.inputs]
+    one = [predictor._runner._user_input(graph, entry, users, {}) for entry in graph.inputs]
     found = {}
     for number in USERS_AT_ONCE:
-        inputs = [
-            np.ascontiguousarray(np.repeat(value, number, axis=0)) for value in one
-        ]  # fmt: skip
+        inputs = [np.ascontiguousarray(np.repeat(value, number, axis=0)) for value in one]
         seconds = _median(lambda inputs=inputs: predictor._engine.run(USER_HALF, inputs), num_passes)  # type: ignore[misc]
         found[f"user half, 100 events, {number} users at once, each"] = seconds / number
     return found
