@@ -137,7 +137,7 @@ def _evaluate(job: Job) -> None:
     from stack.evaluate.evaluate import Trained, evaluate
     from stack.evaluate.scorer import scorer_of
 
-    with _open_run(job, verb="evaluate", version=job.evaluate.version) as (run, device):
+    with run_of_job(job, verb="evaluate", version=job.evaluate.version) as (run, device):
         tasks = {name: run.user_model.task(name) for name in run.user_model.tasks}
         trained = Trained(
             name=run.name,
@@ -158,7 +158,7 @@ def _export(job: Job) -> None:
     from stack.export.tables import trained_ids
     from stack.train.id_state import id_maps
 
-    with _open_run(job, verb="export", version=job.export.version) as (run, _):
+    with run_of_job(job, verb="export", version=job.export.version) as (run, _):
         trained = Trained(
             name=run.name,
             model=run.user_model,
@@ -241,7 +241,7 @@ ACTIONS: Mapping[str, Callable[[Job], None]] = {
 
 
 @contextmanager
-def _open_run(job: Job, *, verb: str, version: str | None) -> Iterator[tuple[TrainedRun, torch.device]]:
+def run_of_job(job: Job, *, verb: str, version: str | None) -> Iterator[tuple[TrainedRun, torch.device]]:
     """The run of `job.run`, configured as it was trained; `version` None is its newest."""
     from stack.train.run_folder import saved_configuration
     from stack.train.trained import open_run

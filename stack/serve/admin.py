@@ -14,6 +14,7 @@ Packages are named, never addressed: they are folders beside the one that the se
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
@@ -61,8 +62,9 @@ T = TypeVar("T")
 
 
 def build_admin(
-    fleet: Fleet, *, tokens: Tokens, registries: Callable[[], list[CollectorRegistry]], num_alive: Callable[[], int]
-) -> Starlette:
+    fleet: Fleet, *, tokens: Tokens, registries: Callable[[], list[CollectorRegistry]], num_alive: Callable[[], int],
+    body_timeout_seconds: float,
+) -> Starlette:  # fmt: skip
     """The application. `registries`: what is scraped; `num_alive`: workers that answer."""
 
     async def metrics(_: Request) -> Response:
@@ -82,7 +84,7 @@ def build_admin(
     def post(kind: type[T] | None, act: Callable[[T], Awaitable[object]]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             _allow(tokens, request)
-            await act(await _body(request, kind))  # type: ignore[arg-type]
+            await act(await _body(request, kind, body_timeout_seconds))  # type: ignore[arg-type]
             return _told(fleet)
 
         return endpoint
@@ -126,13 +128,18 @@ def _allow(tokens: Tokens, request: Request) -> None:
         raise HTTPException(401, "a bearer token is needed", {"www-authenticate": "Bearer"})
 
 
-async def _body(request: Request, kind: type[T] | None) -> T | None:
-    """Raises: `HTTPException` 400, 413 or 422."""
+async def _body(request: Request, kind: type[T] | None, timeout_seconds: float) -> T | None:
+    """Raises: `HTTPException` 400, 408, 413 or 422."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"at most {MAX_BODY_BYTES} bytes are accepted", {"connection": "close"})
+    closes = {"connection": "close"}
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise HTTPException(413, f"at most {MAX_BODY_BYTES} bytes are accepted", closes)
+    except TimeoutError as error:
+        raise HTTPException(408, f"the body did not arrive within {timeout_seconds:g} seconds", closes) from error
     if kind is None:
         return None
     try:

@@ -8,6 +8,8 @@ from stack.base.errors import ConfigError
 from stack.export.package import GraphFormat
 from stack.serve.cache import CacheKind
 
+MIN_LMDB_MIB = 4
+
 
 @dataclass(kw_only=True)
 class ServeConfig:
@@ -66,9 +68,13 @@ class ServeConfig:
             raise ConfigError(f"serve.workers={self.workers} must be 0 (one for each core) or more")
         if self.keep_versions < 1:
             raise ConfigError(f"serve.keep_versions={self.keep_versions} must be at least 1")
+        if self.cache is CacheKind.lmdb and self.cache_mib < MIN_LMDB_MIB:
+            raise ConfigError(
+                f"serve.cache_mib={self.cache_mib} must be at least {MIN_LMDB_MIB}; serve.cache=none has none"
+            )
         for name in (
             "max_body_bytes", "body_timeout_seconds", "max_candidates", "max_ids", "shutdown_seconds", "max_in_flight",
-            "cache_mib", "cache_max_age_seconds", "max_deltas",
+            "cache_max_age_seconds", "max_deltas",
         ):  # fmt: skip
             value: float = getattr(self, name)
             if value <= 0:

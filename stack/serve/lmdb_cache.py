@@ -1,4 +1,4 @@
-"""User vectors kept in one file of this machine, which all its workers read and write (`stack.serve.cache`)."""
+"""User vectors kept in one file, which all workers of a server read and write (`stack.serve.cache`)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _DAMAGED = (
 
 
 class LmdbCache(Counts):
-    """One file for all processes of a machine, that holds the newest entries which fit::
+    """One file for all workers of a server, that holds the newest entries which fit::
 
         folder/  users-v1-<boot>.lmdb    two tables: write time and key -> value; key -> write time
                  users-v1-<boot>.lmdb-lock, users.lock
@@ -58,7 +58,10 @@ class LmdbCache(Counts):
     foreign or of another limit is dropped with a line, and the other processes follow within ten seconds. LMDB has no
     checksums: someone who writes into the middle of the file can still crash its readers, so only this user may.
 
-    Entries of a removed user stay until they are evicted: to forget them at once, stop the servers, delete the folder.
+    Writers take turns by a lock of the kernel's (`users.lock`), not by LMDB's mutex alone: who is killed just as it is
+    woken to take that leaves the next in line asleep, for as long as the others do not meet at it.
+
+    Entries of a removed user stay until they are evicted, or the server, which made the folder, ends and removes it.
     Local disks only. A process that is stopped, not killed, inside a put holds up the puts of the others.
     """
 
@@ -108,7 +111,7 @@ class LmdbCache(Counts):
     def close(self) -> None:
         with self._lock:
             if self._file is not None:
-                self._file.env.close()
+                self._file.close()
             self._file = None
 
     def _put(self, key: bytes, order: bytes, value: bytes) -> None:
@@ -151,7 +154,7 @@ class LmdbCache(Counts):
         """Opens the file that is there now, after dropping it where it is still the one that is damaged."""
         damaged = self._file
         if damaged is not None:
-            damaged.env.close()
+            damaged.close()
         self._file = None
         try:
             self._file = _open(self._folder, self._num_pages, damaged.inode if damaged and damage else 0, damage)
@@ -168,6 +171,7 @@ class _File:
     orders: lmdb._Database  # key -> order
     inode: int
     max_used_pages: int
+    lock: int  # descriptor
 
     def read(self, key: bytes) -> bytes | None:
         with self.env.begin() as txn:
@@ -176,7 +180,7 @@ class _File:
 
     def write(self, key: bytes, order: bytes, value: bytes) -> int:
         """Puts one value, and removes some of the oldest where too much is in use; how many it removed."""
-        with self.env.begin(write=True) as txn:
+        with self._turn(), self.env.begin(write=True) as txn:
             before = txn.get(key, db=self.orders)
             if before is not None:
                 txn.delete(before + key, db=self.values)
@@ -188,8 +192,21 @@ class _File:
 
     def evict_oldest(self) -> int:
         """Removes a few, whatever is in use; how many."""
-        with self.env.begin(write=True) as txn:
+        with self._turn(), self.env.begin(write=True) as txn:
             return self._evict(txn, max_used_pages=0)
+
+    def close(self) -> None:
+        self.env.close()
+        os.close(self.lock)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Of one writer among all processes."""
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self.lock, fcntl.LOCK_UN)
 
     def _evict(self, txn: lmdb.Transaction, *, max_used_pages: int) -> int:
         num_evicted = 0
@@ -249,6 +266,7 @@ def _open_file(path: Path, num_pages: int) -> _File:
             orders=env.open_db(b"orders"),
             inode=_inode(path),
             max_used_pages=num_pages * 3 // 4,
+            lock=_lock_file(path.parent),
         )
     except BaseException:
         env.close()
@@ -269,12 +287,16 @@ def _make_private(folder: Path) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Waits until no other process opens or drops the file, and keeps them from it; a killed one lets go."""
-    descriptor = os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _lock_file(folder)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock_file(folder: Path) -> int:
+    return os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _drop(path: Path, why: str) -> None:

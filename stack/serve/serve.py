@@ -100,7 +100,10 @@ class _Server:
         await administering
 
     def _admin(self, fleet: Fleet, crew: Crew, tokens: Tokens) -> uvicorn.Server:
-        app = build_admin(fleet, tokens=tokens, registries=self._registries, num_alive=lambda: len(crew.members))
+        app = build_admin(
+            fleet, tokens=tokens, registries=self._registries, num_alive=lambda: len(crew.members),
+            body_timeout_seconds=self._config.body_timeout_seconds,
+        )  # fmt: skip
         return _WithoutSignals(
             uvicorn.Config(
                 app, log_config=None, access_log=False, lifespan="off", server_header=False, timeout_graceful_shutdown=1

@@ -43,7 +43,7 @@ def test_days_on_one_process_then_two_then_one_learn_what_one_learns(trained: Ru
     assert [line["day"] for line in log_of(run)] == list(DAYS[2:5])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_one_process_refuses_all_refuse(trained: Run, tmp_path: Path) -> None:
     run = copy_of(trained, tmp_path, dataset=tmp_path / "data")
     with pytest.raises(AssertionError, match=r"ended with 1:(.|\n)*2016-07-22 does not follow 2016-07-19"):

@@ -22,6 +22,7 @@ from stack.export.quantize import RowType
 from stack.export.sealed import MANIFEST, describe_files, write_sealed
 from stack.export.sign import Algorithm, make_keys, sign, write_signature
 from stack.serve.client import RefusedError, Running, ask, running_server
+from tests.clocks import wait_for
 from tests.export.toy import VECTORS, write_toy_delta, write_toy_package
 
 EMBED = "/v1/users:embed"
@@ -103,13 +104,6 @@ def num_alive(server: Running) -> int:
     return found
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 class Asking:
     """Asks all the time, over connections that stay open, and keeps what went wrong."""
 
@@ -186,6 +180,18 @@ def test_a_canary_answers_its_share(server: Running) -> None:
     assert 'stack_serve_swaps_total{kind="package",result="accepted"} 1.0' in text
     assert 'stack_serve_data_timestamp_seconds{label="canary"}' not in text
     assert 'stack_serve_version{label="stable"} 2.0' in text
+
+
+def test_going_back_takes_a_canary_away(server: Running) -> None:
+    server.order("/admin/load", {"package": "b"})
+    assert server.order("/admin/load", {"package": "a", "canary_share": 1.0})["canary"] == 3
+    assert ask(server.address, EMBED, USER)["version"] == 3
+    told = server.order("/admin/rollback", {})
+    assert (told["stable"], told["canary"], told["canary_share"]) == (1, None, 0.0)
+    assert ask(server.address, EMBED, USER)["version"] == 1
+    response = httpx.post(server.address + EMBED, json=USER, headers={"x-stack-version": "canary"}, trust_env=False)
+    assert response.status_code == 404
+    assert "stack_serve_canary_share 0.0" in metrics_of(server)
 
 
 def test_rows_of_later_days_are_served_while_it_answers_and_merged_behind(server: Running) -> None:

@@ -2,77 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-import redis
 
 from stack.base.errors import ConfigError
 from stack.serve.cache import CacheKind, cache_key, open_cache, pack
 from stack.serve.redis_cache import RedisCache
+from tests.clocks import wait_for
+from tests.serve.redis_server import Server, redis_not_started
 
 NOW = 1e9
 DAY = 86_400.0
 KEY = cache_key("g", 1)
 PASSWORD = "s3cret-of-redis"
-PATIENCE_SECONDS = 60.0
-
-
-class Server:
-    """A Redis without persistence behind a unix socket."""
-
-    def __init__(self, folder: Path) -> None:
-        self.socket = folder / "redis.sock"
-        self.url = f"unix://{self.socket}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *options: str) -> None:
-        program = shutil.which("redis-server")
-        assert program is not None
-        command = [program, "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
-        self._process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
-        until(self._answers, "redis-server does not start")
-
-    def _answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as connection:
-            try:
-                connection.connect(str(self.socket))
-            except OSError:
-                return False
-            connection.sendall(b"PING\r\n")
-            return connection.recv(100) != b""
-
-    def send_signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def client(self, **options: str) -> redis.Redis:
-        return redis.Redis(unix_socket_path=str(self.socket), **options)
 
 
 @pytest.fixture
 def stopped() -> Iterator[Server]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("there is no program redis-server: apt-get install redis-server")
-    with tempfile.TemporaryDirectory(prefix="redis-") as folder:  # a socket's path is short
-        server = Server(Path(folder))
+    with redis_not_started() as server:
         yield server
-        server.kill()
 
 
 @pytest.fixture
@@ -97,13 +50,6 @@ def opened() -> Iterator[Callable[..., RedisCache]]:
 Opened = Callable[..., RedisCache]
 
 
-def until(done: Callable[[], bool], otherwise: str) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not done():
-        assert time.monotonic() < end, otherwise
-        time.sleep(0.02)
-
-
 def serves_again(cache: RedisCache) -> None:
     """Waits until what is put can be got."""
 
@@ -111,7 +57,7 @@ def serves_again(cache: RedisCache) -> None:
         cache.put(b"probe", value_of(0))
         return cache.get(b"probe", max_age_seconds=DAY) == value_of(0)
 
-    until(works, "the cache does not serve again")
+    wait_for(works, "the cache does not serve again")
 
 
 def value_of(user: int, now: float = NOW) -> bytes:
@@ -215,7 +161,7 @@ def test_a_redis_that_does_not_answer_is_asked_by_the_thread_and_by_one_request_
     server.send_signal(signal.SIGSTOP)
     for _ in range(50):
         assert cache.get(KEY, max_age_seconds=DAY) is None
-    until(lambda: asked.count("PING") > 1, "the thread does not ask again")
+    wait_for(lambda: asked.count("PING") > 1, "the thread does not ask again")
     assert cache.get(KEY, max_age_seconds=DAY) is None
     assert asked.count("GET") == 1
     assert cache.errors == before + 51
@@ -257,7 +203,7 @@ def test_the_password_opens_redis_and_is_in_no_message(
         said += "".join(capsys.readouterr())
         return said.count("does not serve (AuthenticationError)") == 2
 
-    until(told, "the refusals are not said")
+    wait_for(told, "the refusals are not said")
     assert PASSWORD not in said
 
 
@@ -309,5 +255,5 @@ def test_a_cache_over_tcp_is_opened_by_its_kind_and_nobody_there_is_a_miss(capsy
     assert cache.get(KEY, max_age_seconds=DAY) is None
     assert (cache.misses, cache.errors) == (1, 1)
     said = capsys.readouterr().out
-    until(lambda: f"127.0.0.1:{port} does not serve (ConnectionError)" in said + capsys.readouterr().out, "not said")
+    wait_for(lambda: f"127.0.0.1:{port} does not serve (ConnectionError)" in said + capsys.readouterr().out, "not said")
     cache.close()

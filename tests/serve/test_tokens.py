@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import re
 from pathlib import Path
@@ -12,21 +13,12 @@ from hypothesis import strategies as st
 
 from stack.base.errors import ConfigError
 from stack.serve.tokens import Tokens, generate_token
+from tests.clocks import Clock
 
 FIRST, SECOND = "first-token-0123456789", "second+token/0123456789=="
 TOKEN = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=16, max_size=60).filter(
     lambda text: not text.startswith("#")
 )
-
-
-class Clock:
-    """A clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def write(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
@@ -63,6 +55,24 @@ def test_a_token_is_allowed_exactly_if_it_is_in_the_file(
     assert [tokens.allows(f"Bearer {token}") for token in [*asked, *known]] == [
         token in known for token in [*asked, *known]
     ]
+
+
+def test_every_token_is_compared_whichever_fits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a comparison whose time tells nothing: that of which token fits would be told by stopping there."""
+    compared = []
+    compare = hmac.compare_digest
+
+    def counted(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return compare(one, other)
+
+    tokens = Tokens(path)
+    monkeypatch.setattr(hmac, "compare_digest", counted)
+    for header in (f"Bearer {FIRST}", f"Bearer {SECOND}", "Bearer nobody", f"Bearer {FIRST[:-1]}"):
+        compared.clear()
+        tokens.allows(header)
+        assert len(compared) == 2, header
+        assert {len(one) for pair in compared for one in pair} == {32}, "digests, whatever the tokens' lengths"
 
 
 def test_without_a_file_everyone_is_allowed() -> None:

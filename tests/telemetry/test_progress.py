@@ -8,16 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from stack.telemetry.progress import Progress, progress
-
-
-class Clock:
-    """Seconds that pass only when told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clocks import Clock
 
 
 class Terminal(io.StringIO):

@@ -54,6 +54,41 @@ def test_a_store_that_lacks_keys_is_found(tmp_path: Path) -> None:
         rows._microseconds(store, sampled.reshape(-1, 10) + 1)
 
 
+def test_no_key_is_timed_that_it_was_warmed_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[np.ndarray] = []
+
+    def noted(_: RowStore, asked_CQ: np.ndarray) -> list[float]:
+        asked.append(asked_CQ)
+        return [1.0]
+
+    monkeypatch.setattr(rows, "_CALLS", 50)
+    monkeypatch.setattr(rows, "_microseconds", noted)
+    draw = np.random.default_rng(0)
+    rows.write_table(tmp_path / "t", RowType.fp32, num_rows=1_000, dim=2, num_sampled=1, draw=draw)
+    run = Run(tmp_path / "t", row_type=RowType.fp32, dim=2)
+    assert run.keys is not None
+    lookups = rows._lookups(RowStore(np.zeros(2, np.float32), [run]), [run], run.keys)
+    for _ in range(2):
+        assert lookups() == 1.0
+        warming, timed = asked[-2:]
+        assert (warming.shape, timed.shape) == ((50, 100), (50, 100))
+        assert not np.isin(timed, warming).any()
+        assert np.isin([*warming.ravel(), *timed.ravel()], run.keys).all()
+    assert not np.array_equal(asked[1], asked[3]), "every round draws other keys"
+
+
+def test_a_warm_pass_asks_other_keys_of_the_pages_of_the_cold_one(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    sampled = rows.write_table(
+        tmp_path / "t", RowType.fp16, num_rows=4_096, dim=rows._LARGE_DIM, num_sampled=400, draw=draw
+    )
+    keys = Run(tmp_path / "t", row_type=RowType.fp16, dim=rows._LARGE_DIM).keys
+    assert keys is not None
+    place, beside = (keys.searchsorted(asked) for asked in (sampled, rows._beside(tmp_path / "t", sampled)))
+    np.testing.assert_array_equal(np.abs(place - beside), 64)
+    np.testing.assert_array_equal(place // 128, beside // 128)  # of a page's rows, but for the file's header
+
+
 def test_memory_of_mapped_files_is_told_from_the_process_s_own(tmp_path: Path) -> None:
     """With new pages for certain: an array could come out of memory that others have freed."""
     size = 32 << 20
@@ -61,7 +96,7 @@ def test_memory_of_mapped_files_is_told_from_the_process_s_own(tmp_path: Path) -
     gc.collect()
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE) as own, (tmp_path / "file").open("rb") as file:
         before = rows.resident_mib()
-        own.write(b"1" * size)
+        own[:: mmap.PAGESIZE] = b"1" * (size // mmap.PAGESIZE)
         between = rows.resident_mib()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             assert sum(mapped[:: mmap.PAGESIZE]) == 0

@@ -60,7 +60,7 @@ def test_a_way_that_comes_to_other_rows_is_found(monkeypatch: pytest.MonkeyPatch
         touched.measure([], num_rounds=1, rows=[100])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_measure_dedup_and_communication() -> None:
     batches = [torch.tensor([[1, 1, 2, 3], [2, 2, 2, 2]])]
     dedup = exchange._run(Work(kind="dedup", num_rows=100, ids="", out="", num_rounds=1), batches)

@@ -106,7 +106,7 @@ def test_an_error_after_a_step_leaves_nothing_in_the_pipeline(loop: Loop) -> Non
         assert loop.stepper.model(next(iter(loop.loader)))["ctr"].score_E.isfinite().all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_stopped_ahead_then_finished_without_equals_uninterrupted(prepared: Path, tmp_path: Path) -> None:
     run = Run(dataset=str(prepared), runs=str(tmp_path), norm="batch", dropout=0.2, managed_rows=30)
     run = msgspec.structs.replace(run, train={"num_epochs": 4})

@@ -81,7 +81,7 @@ def test_ids_without_a_vocabulary_cannot_be_direct(raw: Path, tmp_path: Path) ->
     assert {spec.name: spec.num_rows for spec in specs_of(hashed) if spec.name in ENOUGH} == ENOUGH
 
 
-@pytest.mark.parametrize("hash_", [HashVariant.modulo, HashVariant.double])
+@pytest.mark.parametrize("hash_", [pytest.param(HashVariant.modulo, marks=pytest.mark.long), HashVariant.double])
 def test_served_scores_of_raw_ids_are_the_trained_ones(
     prepared: Path, raw: Path, tmp_path: Path, hash_: HashVariant
 ) -> None:

@@ -33,7 +33,7 @@ from stack.telemetry.console import say, show
 from tools.bench import harness, ingest
 from tools.bench.assembly import Workload, workload_of
 
-SERVING_PARTS = ("load", "stages", "swaps", "freshness")
+SERVING_PARTS = ("load", "stages", "formats", "swaps", "freshness")
 
 
 def main() -> None:
@@ -140,12 +140,13 @@ def _measure(arguments: argparse.Namespace) -> list[harness.Figure]:
 
 def _serving(arguments: argparse.Namespace) -> list[harness.Figure]:
     """Each part is shown as soon as it is measured: together they take a quarter of an hour."""
-    from tools.bench import freshness, serving, stages, swaps
+    from tools.bench import formats, freshness, serving, stages, swaps
 
     package, rounds = arguments.package, arguments.rounds
     parts: dict[str, Callable[[], list[harness.Figure]]] = {
         "load": lambda: serving.measure(package, num_rounds=rounds, seconds=arguments.seconds),
         "stages": lambda: stages.measure(package, num_rounds=rounds),
+        "formats": lambda: formats.measure(arguments.run, package, num_rounds=rounds),
         "swaps": lambda: swaps.measure(package, num_swaps=arguments.swaps),
         "freshness": lambda: freshness.measure(arguments.run, package, num_rounds=rounds),
     }
@@ -201,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint.add_argument("--large", action="store_true", help="1e8 rows in fp16, once (8 GiB of memory, 20 of disk)")
     checkpoint.add_argument("--rounds", type=int, default=3)
     checkpoint.add_argument("--out", type=Path, help="JSON file")
-    served = benches.add_parser("serving", help="a server's speed, its stages, swaps and kills under load")
+    served = benches.add_parser("serving", help="a server's speed, its stages and engines, swaps and kills under load")
     served.add_argument("--package", type=Path, required=True, help="folder that `stack export` wrote")
     served.add_argument("--run", type=Path, required=True, help="folder of the run that it is of")
     served.add_argument("--seconds", type=float, default=4.0, help="of each case at each concurrency")

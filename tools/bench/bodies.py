@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from stack.data.schema import Schema
-from stack.export.package import REQUESTS
+from stack.export.package import REQUESTS, PackageManifest
+from stack.serve.oip_models import NO_ID
 
 Body = dict[str, Any]
 NUM_EVENTS = 100
@@ -21,7 +21,7 @@ WHO = ("now", "events", "profile", "query")
 def recorded_bodies(package: Path, group: str) -> list[Body]:
     """Of the requests that a package recorded for a group of candidates, those with the most events first."""
     found = msgspec.json.decode((package / REQUESTS).read_bytes(), type=list[Body])
-    bodies = [one["body"] for one in found if one["body"]["group"] == group]
+    bodies = [one["body"] for one in found if one["body"].get("group") == group]
     return sorted(bodies, key=lambda body: -len(body["events"]["time"]))
 
 
@@ -39,10 +39,12 @@ def user_of(body: Mapping[str, Any]) -> Body:
     return {name: body[name] for name in WHO}
 
 
-def binary_scoring(body: Mapping[str, Any], vector: Sequence[float], schema: Schema, task: str) -> tuple[bytes, int]:
+def binary_scoring(
+    body: Mapping[str, Any], vector: Sequence[float], manifest: PackageManifest, task: str
+) -> tuple[bytes, int]:
     """The candidates of a body and a user's vector as a request of the Open Inference Protocol with binary tensors, and
     the size of its JSON part."""
-    group = schema.group(body["group"])
+    group = manifest.schema.group(body["group"])
     candidates = body["candidates"]
     tensors: list[tuple[str, str, list[int], bytes]] = []
 
@@ -55,19 +57,20 @@ def binary_scoring(body: Mapping[str, Any], vector: Sequence[float], schema: Sch
             data = b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
             tensors.append((name, "BYTES", [len(encoded)], data))
 
-    def ids(name: str, column: Sequence[Any]) -> None:
-        texts = any(isinstance(one, str) for one in column)
-        add(name, ["" if one is None else one for one in column] if texts else np.array(
-            [-(1 << 63) if one is None else one for one in column], dtype=np.int64))  # fmt: skip
+    def ids(name: str, table: str, column: Sequence[Any]) -> None:
+        if manifest.ids[table].text:
+            add(name, ["" if one is None else one for one in column])
+        else:
+            add(name, np.array([NO_ID if one is None else one for one in column], dtype=np.int64))
 
     add("vector", np.array([vector], dtype=np.float32))
     for feature in group.candidate:
         column, name = candidates[feature.name], f"candidates.{feature.name}"
         if feature.multi:
-            ids(name, [one for bag in column for one in bag])
+            ids(name, feature.table, [one for bag in column for one in bag])
             add(f"{name}.lengths", np.array([len(bag) for bag in column], dtype=np.int64))
         else:
-            ids(name, column)
+            ids(name, feature.table, column)
     dense = np.array([candidates["dense"][name] for name in group.dense], dtype=np.float32)
     add("dense", np.ascontiguousarray(dense.T))
     told = [

@@ -2,7 +2,8 @@
 own, then the order to a running server.
 
 The version is made: of a copy of a run's chain, so many rows of its tables are moved a little and saved on top of the
-version that the package is of. What is served afterwards is compared with it.
+version that the package is of. A user's vector is asked for before and after: it must be another one then, and the same
+from every worker.
 """
 
 from __future__ import annotations
@@ -28,16 +29,21 @@ from stack.checkpoint.snapshot import State
 from stack.export.delta import DeltaManifest
 from stack.export.package import read_manifest
 from stack.export.sealed import read_sealed
-from stack.serve.client import running_server
+from stack.serve.client import Running, ask, running_server
+from tools.bench.bodies import Body, recorded_bodies, sized, user_of
 from tools.bench.harness import Figure
+from tools.bench.serving import GROUP
 
 NUM_ROWS = 100_000
+_NUM_WORKERS = 2
+_NUM_ASKED = 16
+"""Times that a vector is asked for, each over a connection of its own: so that every worker answers some."""
 _MOST_SHARE = 0.999
 """Of a table: a table of which all rows changed would be saved whole."""
 
 
 def measure(run: Path, package: Path, *, num_rounds: int, num_rows: int = NUM_ROWS) -> list[Figure]:
-    """Raises `AssertionError` where what is served is not what was saved."""
+    """Raises `AssertionError` where the delta does not hold what was saved, or a worker serves the rows of before."""
     found: dict[str, list[float]] = {}
     for _ in range(num_rounds):
         with _copied(run, package) as (own_run, own_package):
@@ -61,7 +67,9 @@ def _copied(run: Path, package: Path) -> Iterator[tuple[Path, Path]]:
 def _once(run: Path, package: Path, num_rows: int) -> dict[str, float]:
     chain = chain_of(run / "checkpoints", for_writing=True)
     base = chain.manifest(read_manifest(package).lineage.version)
-    with running_server(package, options=["serve.workers=2"]) as server:
+    user = user_of(sized(recorded_bodies(package, GROUP)[0]))
+    with running_server(package, options=[f"serve.workers={_NUM_WORKERS}"]) as server:
+        before = _vectors(server, user)
         moved = _save_moved(chain, base, num_rows)
         committed = time.monotonic()
         delta = package.parent / "next.delta"
@@ -75,6 +83,9 @@ def _once(run: Path, package: Path, num_rows: int) -> dict[str, float]:
         exported = time.monotonic()
         told = server.order("/admin/deltas", {"delta": delta.name})
         served = time.monotonic()
+        after = _vectors(server, user)
+    assert len(before) == len(after) == 1, "workers answer with different vectors"
+    assert before != after, "the vector of a user is the one of before: newer rows are not served"
     assert told["versions"][0]["deltas"] == [delta.name], told
     written = sum(table.num_rows for table in read_sealed(delta, DeltaManifest).tables.values())
     assert written >= 0.95 * moved, (written, moved)  # but for rows that no id has
@@ -84,6 +95,11 @@ def _once(run: Path, package: Path, num_rows: int) -> dict[str, float]:
         "of that, exporting the delta": exported - committed,
         "of that, checking, loading and trying it": served - exported,
     }
+
+
+def _vectors(server: Running, user: Body) -> set[tuple[float, ...]]:
+    """Those that a user is answered with."""
+    return {tuple(ask(server.address, "/v1/users:embed", user)["vector"]) for _ in range(_NUM_ASKED)}
 
 
 def _save_moved(chain: Chain, base: VersionManifest, num_rows: int) -> int:

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import uvloop
 
+_ANSWER_SECONDS = 60.0
+"""After which a request that is not answered has failed, as `TimeoutError`."""
 _END = b"\r\n\r\n"
 _LENGTH = b"\r\ncontent-length:"
 
@@ -67,7 +69,9 @@ def load(
     per_second: float | None = None,
 ) -> Load:  # fmt: skip
     """Asks for `seconds`, or until `stop` says so; `per_second`: begins requests at this rate over all connections,
-    whether the ones before are answered or not in time (None: each connection as fast as it is answered)."""
+    whether the ones before are answered or not in time (None: each connection as fast as it is answered). One that is
+    late because another takes long counts from when it was due, and all that are due in `seconds` are asked, however
+    long that takes: so a server that stands still for a while shows in every request that would have met it."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_load(target, concurrency, seconds, stop, per_second))
 
@@ -97,21 +101,22 @@ async def _connection(
     streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
     turn = number
     due = start + (0.0 if pace is None else pace * number / concurrency)
-    while (now := time.monotonic()) < deadline and not stop():
+    while (begun := time.monotonic() if pace is None else due) < deadline and not stop():
         if pace is not None:
-            if due > now:
-                await asyncio.sleep(due - now)
-            begun, due = due, due + pace
-        else:
-            begun = now
+            if (early := due - time.monotonic()) > 0:
+                await asyncio.sleep(early)
+            due += pace
         try:
             if streams is None:
                 streams = await asyncio.open_connection(parts.hostname, parts.port)
             reader, writer = streams
             writer.write(requests[turn % len(requests)])
-            status, closes = await _answer(reader)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                status, closes = await _answer(reader)
         except (OSError, EOFError) as error:
             found.failures[type(error).__name__] += 1
+            if streams is not None:
+                streams[1].close()
             streams = None
             continue
         turn += 1

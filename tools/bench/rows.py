@@ -119,12 +119,11 @@ def _lookups(store: RowStore, runs: Sequence[Run], key_N: NDArray[np.int64]) -> 
     """Median microseconds of a call; every round draws other keys: to warm with out of one half, to time out of the
     other."""
     draw = np.random.default_rng(derive(0, "lookups"))
-    half_of_keys = np.array_split(draw.permutation(key_N), 2)
 
     def run() -> float:
         for one in runs:
             _map(one)
-        warming_CQ, timed_CQ = (draw.choice(half, (_CALLS, _KEYS_PER_CALL)) for half in half_of_keys)
+        warming_CQ, timed_CQ = (draw.choice(half, (_CALLS, _KEYS_PER_CALL)) for half in (key_N[::2], key_N[1::2]))
         _microseconds(store, warming_CQ)
         return statistics.median(_microseconds(store, timed_CQ))
 

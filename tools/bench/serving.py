@@ -1,8 +1,8 @@
 """What a server of a package answers on one core: requests a second, how long they take, what they cost.
 
 The server has one worker, on the first core; whoever asks is on the second. Beside every case a bare server of the same
-libraries, which reads a hundred ids and writes 64 numbers, so that one sees what the framework takes. Processor time is
-that of the worker process, by the kernel.
+libraries, on the worker's core, which reads a hundred ids and writes 64 numbers, so that one sees what the framework
+takes. Processor time is that of the worker process, by the kernel.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Case:
 def measure(package: Path, *, num_rounds: int, seconds: float, options: Sequence[str] = ()) -> list[Figure]:
     """Raises `AssertionError` where any request is not answered with 200."""
     bodies = recorded_bodies(package, GROUP)[:8]
-    with on_two_cores(package, options=options) as (server, pid), _bare() as bare:
+    with on_two_cores(package, options=options) as (server, pid), _bare(os.sched_getaffinity(pid)) as bare:
         cases = [bare, *_cases(server, pid, package, bodies)]
         found: dict[str, list[float]] = {}
         for _ in range(num_rounds):
@@ -174,9 +174,8 @@ def _cases(server: Running, pid: int, package: Path, bodies: Sequence[Body]) -> 
 def _binary_case(server: Running, pid: int, package: Path, bodies: Sequence[Body], users: Sequence[Body]) -> Case:
     """A vector that the caller has, and candidates with ranking features, as tensors: one request, as a header tells
     the size of its JSON part."""
-    schema = read_manifest(package).schema
     vector = ask(server.address, "/v1/users:embed", users[0])["vector"]
-    body, size = binary_scoring(sized(bodies[0], num_candidates=1_000), vector, schema, "ctr")
+    body, size = binary_scoring(sized(bodies[0], num_candidates=1_000), vector, read_manifest(package), "ctr")
     target = Target(
         address=server.address, path=f"/v2/models/score_{GROUP}/infer", bodies=[body],
         headers=f"Inference-Header-Content-Length: {size}\r\n",
@@ -214,13 +213,13 @@ def _unit(name: str) -> str:
 
 
 @contextmanager
-def _bare() -> Iterator[Case]:
+def _bare(cores: set[int]) -> Iterator[Case]:
     port = _free_port()
     with subprocess.Popen([sys.executable, "-c", _BARE, str(port)]) as process:
         try:
             address = f"http://127.0.0.1:{port}"
             _wait_for(address)
-            pin(process.pid, {min(os.sched_getaffinity(process.pid) | {0})})
+            pin(process.pid, cores)
             body = msgspec.json.encode({"ids": [10**11 + number for number in range(100)]})
             yield Case(name="bare server", target=Target(address=address, path="/", bodies=[body]), pid=process.pid)
         finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from stack.export.engines import Array
 from stack.export.package import USER_HALF, open_package
 from stack.export.runner import Candidates
 from stack.serve.cache import NoCache
@@ -32,11 +33,7 @@ NUM_PASSES = 300
 
 def measure(package: Path, *, num_rounds: int, num_passes: int = NUM_PASSES) -> list[Figure]:
     """Milliseconds of each stage of `embed` with 100 events and of `score` with 1,000 candidates, for one task."""
-    manifest = open_package(package)
-    defaults = ServeConfig()
-    limits = Limits(num_events=0, num_candidates=defaults.max_candidates, num_ids=defaults.max_ids)
-    service = Service(kept=Kept(cache=NoCache(), max_age_seconds=1.0), limits=limits)
-    served = service.make(1, Predictor(package, manifest))
+    service, served = opened(package)
     body = recorded_bodies(package, GROUP)[0]
     embed = msgspec.json.encode(user_of(sized(body)))
     score = msgspec.json.encode({**sized(body, num_candidates=1_000), "tasks": [TASK]})
@@ -44,11 +41,28 @@ def measure(package: Path, *, num_rounds: int, num_passes: int = NUM_PASSES) -> 
     for _ in range(num_rounds):
         for name, value in (
             _embed(service, served, embed, num_passes)
-            | _score(service, served, score, num_passes // 4)
+            | _score(served, score, num_passes // 4)
             | _batches(served, embed, num_passes // 4)
         ).items():
             found.setdefault(name, []).append(value)
     return [Figure(name=name, unit="ms", values=tuple(values)) for name, values in found.items()]
+
+
+def opened(package: Path) -> tuple[Service, Served]:
+    """As a worker has it that keeps no vectors."""
+    defaults = ServeConfig()
+    limits = Limits(num_events=0, num_candidates=defaults.max_candidates, num_ids=defaults.max_ids)
+    service = Service(kept=Kept(cache=NoCache(), max_age_seconds=1.0), limits=limits)
+    return service, service.make(1, Predictor(package, open_package(package)))
+
+
+def user_inputs(served: Served, body: bytes) -> list[Array]:
+    """Of the user half, for a body of `users:embed`."""
+    predictor = served.predictor
+    who = served.decoder.embed(body)
+    assert who.user is not None
+    users, graph = predictor._users(who.user, {}), predictor.manifest.graphs[USER_HALF]
+    return [predictor._runner._user_input(graph, entry, users, {}) for entry in graph.inputs]
 
 
 def _embed(service: Service, served: Served, body: bytes, num_passes: int) -> dict[str, float]:
@@ -73,8 +87,8 @@ def _embed(service: Service, served: Served, body: bytes, num_passes: int) -> di
     return _named("embed, 100 events", {**stages, "all": whole})
 
 
-def _score(service: Service, served: Served, body: bytes, num_passes: int) -> dict[str, float]:
-    """Of a user whose vector is there."""
+def _score(served: Served, body: bytes, num_passes: int) -> dict[str, float]:
+    """Of a user whose vector is there already."""
     predictor = served.predictor
     runner, engine = predictor._runner, predictor._engine
     request = served.decoder.score(body)
@@ -102,16 +116,11 @@ def _score(service: Service, served: Served, body: bytes, num_passes: int) -> di
 
 def _batches(served: Served, body: bytes, num_passes: int) -> dict[str, float]:
     """The user half of several users at once, for each of them."""
-    predictor = served.predictor
-    who = served.decoder.embed(body)
-    assert who.user is not None
-    users = predictor._users(who.user, {})
-    graph = predictor.manifest.graphs[USER_HALF]
-    one = [predictor._runner._user_input(graph, entry, users, {}) for entry in graph.inputs]
+    engine, one = served.predictor._engine, user_inputs(served, body)
     found = {}
     for number in USERS_AT_ONCE:
         inputs = [np.ascontiguousarray(np.repeat(value, number, axis=0)) for value in one]
-        seconds = _median(lambda inputs=inputs: predictor._engine.run(USER_HALF, inputs), num_passes)  # type: ignore[misc]
+        seconds = _median(lambda inputs=inputs: engine.run(USER_HALF, inputs), num_passes)  # type: ignore[misc]
         found[f"user half, 100 events, {number} users at once, each"] = seconds / number
     return found
 

@@ -32,8 +32,11 @@ NUM_SWAPS, NUM_FIRST_SWAPS = 100, 5
 CONCURRENCY = 4
 SHARE_OF_CEILING = 0.5
 """Of what the server can answer, requests begin at this rate, whether the ones before are answered or not."""
+KILL_CONCURRENCY = 8
 _REST_SECONDS = 0.5
 _CEILING_SECONDS = 3.0
+_RETURN_SECONDS = 60.0
+"""In which another worker must be there for one that was killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,8 @@ class Swaps:
 
 
 def measure(package: Path, *, num_swaps: int = NUM_SWAPS) -> list[Figure]:
-    """Raises `AssertionError` where a swap fails."""
+    """Raises `AssertionError` where a swap fails, a worker that is killed is not replaced or takes more with it than it
+    had, or a package is served that must be refused."""
     with copies(package, ("a", "b")) as root:
         with on_two_cores(root / "a") as (server, pid):
             target = _embeds(server, package)
@@ -118,7 +122,8 @@ def _swaps(server: Running, pid: int, target: Target, num_swaps: int) -> list[Fi
 
 def _apart(found: Load, spans: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     """Seconds of requests that were under way while a swap was, and of the others."""
-    during, between = [], []
+    during: list[float] = []
+    between: list[float] = []
     for begun, seconds in zip(found.begun, found.seconds, strict=True):
         meets = any(begun < end and begun + seconds > start for start, end in spans)
         (during if meets else between).append(seconds)
@@ -141,24 +146,35 @@ def _kill(server: Running, target: Target) -> list[Figure]:
             victim = worker_pids(server)[0]
             os.kill(victim, signal.SIGKILL)
             killed = time.monotonic()
-            while len(pids := worker_pids(server)) < 2 or victim in pids or server.order("/healthz")["workers"] < 2:
+            while time.monotonic() < killed + _RETURN_SECONDS and not back:
+                if _both_answer(server, victim):
+                    back.append(time.monotonic() - killed)
                 time.sleep(0.02)
-            back.append(time.monotonic() - killed)
             time.sleep(1.0)
         finally:
             done.set()
 
     thread = threading.Thread(target=kill)
     thread.start()
-    found = load(target, concurrency=8, seconds=120, stop=done.is_set)
+    found = load(target, concurrency=KILL_CONCURRENCY, seconds=2 * _RETURN_SECONDS, stop=done.is_set)
     thread.join()
+    assert back, f"no worker took the place of the one that was killed within {_RETURN_SECONDS:g} seconds"
+    statuses = [kind for kind in found.failures if kind.isdecimal()]
+    assert not statuses, f"after kill -9 of a worker requests were answered with {', '.join(statuses)}"
+    cut = found.failures.total()
+    assert cut <= KILL_CONCURRENCY, f"kill -9 of a worker cut {cut} connections: it had at most {KILL_CONCURRENCY}"
     gaps = [after - before for before, after in zip(found.begun, found.begun[1:], strict=False)]
     return [
-        Figure(name="kill -9 of one of two workers: connections cut", unit="", values=(found.failures.total(),)),
+        Figure(name="kill -9 of one of two workers: connections cut", unit="", values=(float(cut),)),
         Figure(name="kill -9: requests answered meanwhile", unit="", values=(float(found.num_requests),)),
         Figure(name="kill -9: longest time without an answered request begun", unit="s", values=(max(gaps),)),
         Figure(name="kill -9: until another worker is warm", unit="s", values=tuple(back)),
     ]
+
+
+def _both_answer(server: Running, victim: int) -> bool:
+    pids = worker_pids(server)
+    return len(pids) == 2 and victim not in pids and bool(server.order("/healthz")["workers"] == 2)
 
 
 def refusals(root: Path) -> list[Figure]:

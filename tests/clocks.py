@@ -1,0 +1,26 @@
+"""Time in tests: a clock that stands, and a wait that ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+PATIENCE_SECONDS = 60.0
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self, now: float = 100.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def wait_for(condition: Callable[[], bool], otherwise: str = "it did not come to pass") -> None:
+    """Returns as soon as it holds; fails, saying `otherwise`, where it does not after a minute."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.02)
