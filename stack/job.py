@@ -29,6 +29,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from stack.audits.config import AuditConfig
 from stack.base.errors import ConfigError
 from stack.base.run import RunConfig
 from stack.checkpoint.config import CheckpointConfig
@@ -69,6 +70,7 @@ class Job:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     daily: DailyConfig = field(default_factory=DailyConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

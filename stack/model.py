@@ -6,7 +6,7 @@ R representation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -86,8 +86,15 @@ class Dense(nn.Module):
 
     def forward(self, asked: AskedBatch, found: dict[str, list[Tensor]]) -> dict[str, TaskOutput]:
         """Outputs of all tasks by name, from the tables' answer; every task runs, also on no examples."""
+        return self.heads(asked, found)()
+
+    def heads(self, asked: AskedBatch, found: dict[str, list[Tensor]]) -> Callable[[], dict[str, TaskOutput]]:
+        """The tasks on a batch, to be run as often as wanted: what comes before them is computed once, here."""
         vectors = asked.lookup.join(found, like=asked.batch.moment_time_M)
         state = self._represent(asked, vectors)
+        return lambda: self._outputs(asked, vectors, state)
+
+    def _outputs(self, asked: AskedBatch, vectors: dict[str, Tensor], state: UserState) -> dict[str, TaskOutput]:
         outputs: dict[str, TaskOutput] = {}
         for name in self.tasks:
             task = self.task(name)
@@ -169,6 +176,11 @@ class UserModel(nn.Module):
             batch = self.ask(batch)
         outputs: dict[str, TaskOutput] = self.dense(batch, self.tables(batch.ids))
         return outputs
+
+    def heads(self, batch: Batch) -> Callable[[], dict[str, TaskOutput]]:
+        """`forward` in two steps: each call runs the tasks alone, on what tables and user tower gave once."""
+        asked = self.ask(batch)
+        return self.dense.heads(asked, self.tables(asked.ids))
 
     def representation(self, batch: Batch) -> UserState:
         """The user half of a batch alone: no candidates are looked up."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 OF_THE_RUN = frozenset({"data", "ingest", "model", "tables", "ids", "tasks", "optim", "train"})
 """Groups that verbs on a trained run take from its folder, as it was trained."""
+ON_A_RUN = ("evaluate", "audit", "export")
 
 
 def launch(verb: str, arguments: Sequence[str]) -> None:
@@ -33,7 +34,7 @@ def launch(verb: str, arguments: Sequence[str]) -> None:
     if verb == "launch":
         _launch(arguments)
         return
-    if verb in ("evaluate", "export"):
+    if verb in ON_A_RUN:
         _refuse_options_of_the_run(verb, arguments)
     if verb == "daily":
         arguments = _daily_words(arguments)
@@ -150,6 +151,22 @@ def _evaluate(job: Job) -> None:
         evaluate(trained, folder=job.run.folder, settings=job.evaluate)
 
 
+def _audit(job: Job) -> None:
+    from stack.audits.audit import Audited, audit
+
+    with run_of_job(job, verb="audit", version=job.audit.version) as (run, _):
+        audited = Audited(
+            name=run.name,
+            version=run.checkpoint.manifest.version,
+            step=run.step,
+            model=run.user_model,
+            dataset=run.dataset,
+            training_days=run.days,
+        )
+        folder = Path(job.audit.out) if job.audit.out else job.run.folder / "audit"
+        audit(audited, folder=folder, config=job.audit)
+
+
 def _export(job: Job) -> None:
     if job.export.delta_of is not None:
         _export_delta(job)
@@ -197,7 +214,7 @@ def _launch(words: Sequence[str]) -> None:
         say(f"stack launch <verb> [options of the verb, of cluster and of launch] [--dry-run]: {', '.join(VERBS)}\n")
         words = ["train", *words]
     request = read_request(words)
-    if request.verb in ("evaluate", "export"):
+    if request.verb in ON_A_RUN:
         _refuse_options_of_the_run(request.verb, request.options)
     if request.verb == "daily":
         request = replace(request, options=_daily_words(request.options))
@@ -235,6 +252,7 @@ ACTIONS: Mapping[str, Callable[[Job], None]] = {
     "train": _train,
     "daily": _daily,
     "evaluate": _evaluate,
+    "audit": _audit,
     "export": _export,
     "serve": _serve,
 }

@@ -7,6 +7,7 @@
         NotFiniteError          numbers that nothing can be learnt from
       CheckpointError           a checkpoint or a run folder
       PackageError              an exported package
+      AuditError                an audit that found what must not be released
       MachineError              the machine: memory, disk, devices, missing programs
 
 A message names the thing, its value, the limit and the way out, in one line.
@@ -43,6 +44,10 @@ class NotFiniteError(DataError):
 
 class CheckpointError(UserError):
     """A checkpoint or run folder that cannot be used."""
+
+
+class AuditError(UserError):
+    """An audit whose findings stop a release."""
 
 
 class PackageError(UserError):

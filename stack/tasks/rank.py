@@ -52,6 +52,7 @@ class RankTask(Task):
 
     group: ClassVar[str] = "impression"
     looks_up_candidates: ClassVar[bool] = False
+    per_moment: ClassVar[tuple[str, ...]] = ("head",)
 
     def __init__(
         self,

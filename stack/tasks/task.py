@@ -88,6 +88,8 @@ class Task(nn.Module, ABC):
 
     group: ClassVar[str]
     looks_up_candidates: ClassVar[bool]
+    per_moment: ClassVar[tuple[str, ...]] = ()
+    """Modules that are given a row for each moment; all others a row for each example."""
     sampling: Sampling = Sampling.none
 
     @classmethod

@@ -1,0 +1,80 @@
+"""Options of `stack audit`: what is looked at, and what is allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+from stack.audits.traffic import Traffic
+from stack.base.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class AuditConfig:
+    version: str | None = None
+    # the version to audit, by its number or by the last day it was trained on; null is the newest
+    first_day: str | None = None
+    # first day of traffic, YYYY-MM-DD; null is the first prepared day after those learnt, or else the last one learnt
+    last_day: str | None = None
+    # last day of traffic; null is the first
+    traffic: Traffic = Traffic.live
+    # live: drawn negatives stand for all candidates that were not drawn; sampled: for themselves alone
+    timelines: int = 4096
+    # most timelines of these days, drawn at random
+    timelines_per_batch: int = 64
+    # in one forward pass; memory grows with it
+    reference_days: int = 7
+    # days before the traffic's, whose differences among each other are allowed in any case; 0: limits alone count
+    reference_timelines: int = 512
+    # most timelines of each of them
+    seed: int = 0
+    # of what is drawn
+    warn_shift: float = 0.1
+    # 95% of a layer's channels may be off by so many deviations
+    critical_shift: float = 0.25
+    # above it a layer is far off
+    warn_ratio: float = 1.25
+    # live variance over the learnt one may be up to this, or down to its inverse, in 95% of a layer's channels
+    critical_ratio: float = 2.0
+    # as critical_shift
+    warn_kl: float = 0.02
+    # mean divergence of a layer's channels, in nats
+    critical_kl: float = 0.1
+    # as critical_shift
+    far_is_critical: bool = False
+    # what is far off stops a release, whether it costs anything or not
+    max_auc_cost: float = 0.002
+    # AUC that learnt statistics may cost a task against live ones, on the same live rows
+    max_log_loss_cost: float = 0.02
+    # share of its log loss that they may cost
+    warn_calibration: float = 1.1
+    # predicted over observed on live rows may be up to this, or down to its inverse
+    critical_calibration: float = 1.25
+    # above it, with three standard errors to spare, probabilities cannot be used
+    out: str | None = None
+    # folder to write the report to; null is `audit` in the run's folder
+
+    def __post_init__(self) -> None:
+        for name in ("timelines", "timelines_per_batch", "reference_timelines"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"audit.{name}={getattr(self, name)} must be at least 1")
+        if self.reference_days < 0:
+            raise ConfigError(f"audit.reference_days={self.reference_days} must be 0 or more")
+        for name in ("shift", "kl", "ratio", "calibration"):
+            warn, critical = getattr(self, f"warn_{name}"), getattr(self, f"critical_{name}")
+            least = 1.0 if name in ("ratio", "calibration") else 0.0
+            if not least < warn <= critical:
+                raise ConfigError(
+                    f"audit.warn_{name}={warn:g} and audit.critical_{name}={critical:g} must be above {least:g}, "
+                    "the second not below the first"
+                )
+        for name in ("max_auc_cost", "max_log_loss_cost"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"audit.{name}={getattr(self, name)} must be 0 or more")
+        for name in ("first_day", "last_day"):
+            day = getattr(self, name)
+            try:
+                if day is not None:
+                    date.fromisoformat(day)
+            except ValueError:
+                raise ConfigError(f"audit.{name}={day} is no day: write it as 2017-11-20") from None

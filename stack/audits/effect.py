@@ -1,0 +1,195 @@
+"""What it does to predictions that normalisation is served with the statistics of a sample: the verdict of an audit.
+
+The same rows of live traffic are scored twice, with the statistics as they were learnt and with those of the traffic.
+Scores are brought to log-odds on live traffic, where every candidate is seen once (`stack.tasks.sampling`), and rows
+weigh what they stand for.
+
+Legend: E examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stack.audits.moments import Floats
+from stack.audits.norm_stats import norm_layers, replaced
+from stack.audits.traffic import WeightOf
+from stack.data.batch import Batch, to_device
+from stack.model import UserModel
+from stack.tasks import NextItemTask, RankTask, Task
+from stack.tasks.metrics import auc, gauc, log_loss, predicted_over_observed
+from stack.tasks.sampling import score_rate
+
+EVERYTHING = "all"
+NUM_BINS = 10
+"""Of scores, for their stability index: tenths of the scores as learnt."""
+_LEAST_SHARE = 1e-6
+"""Of a bin: an empty one would make the index infinite."""
+_HISTORY = {"no history": 0, "1 to 9 events": 9, "10 to 99 events": 99, "100 events or more": np.inf}
+_DAY_SECONDS, _QUARTER_SECONDS = 86_400, 21_600
+
+Statistics = Mapping[str, tuple[Floats, Floats]]
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """How well live rows are scored; None where that is not defined (labels of one kind, scores that are no
+    log-odds)."""
+
+    auc: float | None
+    gauc: float | None
+    log_loss: float | None
+    predicted_over_observed: float | None
+
+
+class Effect(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one task on one slice. `logit_*`: of the change from learnt to live statistics, its mean, root mean square,
+    and the 99th percentile of its size. `psi`: population stability index of the scores over `NUM_BINS` bins."""
+
+    task: str
+    slice: str
+    num_examples: int
+    num_positives: int
+    logit_mean: float
+    logit_rmse: float
+    logit_p99: float
+    psi: float
+    learnt: Figures
+    live: Figures
+
+
+@dataclass(kw_only=True)
+class _Rows:
+    """Of a task, line by line."""
+
+    learnt_E: Floats
+    live_E: Floats
+    label_E: Floats
+    weight_E: Floats
+    user_E: NDArray[np.int64]
+    slices: dict[str, NDArray[np.bool_]]
+
+
+def effects(
+    model: UserModel, batches: Iterable[Batch], weight_of: WeightOf, variants: Mapping[str, Statistics]
+) -> dict[str, list[Effect]]:
+    """By variant, of all tasks that give an example one score, by slice. `variants`: statistics of live traffic by
+    layer, of all layers or of some."""
+    found: dict[str, list[Effect]] = {name: [] for name in variants}
+    for (variant, task), rows in _scored(model, batches, weight_of, variants).items():
+        is_logit = not isinstance(model.task(task), (RankTask, NextItemTask))  # whose scores give an order alone
+        for name, chosen_E in rows.slices.items():
+            if (rows.weight_E[chosen_E] > 0).any():
+                found[variant].append(_effect(task, name, rows, chosen_E, is_logit=is_logit))
+    return found
+
+
+def _scored(
+    model: UserModel, batches: Iterable[Batch], weight_of: WeightOf, variants: Mapping[str, Statistics]
+) -> dict[tuple[str, str], _Rows]:
+    """By variant and task."""
+    parts: dict[tuple[str, str], list[_Rows]] = {}
+    layers, device = norm_layers(model), next(model.user.parameters()).device
+    with torch.no_grad():
+        for batch in batches:
+            heads = model.heads(to_device(batch, device))
+            learnt = heads()
+            for variant, statistics in variants.items():
+                with replaced(layers, statistics):
+                    live = heads()
+                for name, output in learnt.items():
+                    if output.score_E.dim() == 1:
+                        scores = [one[name].score_E.double().cpu().numpy() for one in (learnt, live)]
+                        label_E = output.label_E.double().cpu().numpy()
+                        part = _part(batch, model.task(name), scores, label_E, weight_of)
+                        parts.setdefault((variant, name), []).append(part)
+    return {key: _joined(several) for key, several in parts.items()}
+
+
+def _part(batch: Batch, task: Task, scores: list[Floats], label_E: Floats, weight_of: WeightOf) -> _Rows:
+    examples = batch.groups[task.group]
+    offset_E = np.zeros(examples.num_examples)
+    if "rate_uniform" in examples.labels:
+        offset_E = torch.log(score_rate(examples.labels, task.sampling)).double().cpu().numpy()
+    moment_E = examples.moment_E
+    return _Rows(
+        learnt_E=scores[0] + offset_E, live_E=scores[1] + offset_E, label_E=label_E,
+        weight_E=weight_of(examples).cpu().numpy(),
+        user_E=batch.user_B[batch.moment_row_M[moment_E]].cpu().numpy(),
+        slices=dict(
+            _slices(
+                batch.moment_position_M[moment_E].cpu().numpy(), batch.moment_time_M[moment_E].cpu().numpy()
+            )
+        ),
+    )  # fmt: skip
+
+
+def _slices(position_E: NDArray[np.int64], seconds_E: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """By how much is known of the user, and by the quarter of the day (UTC)."""
+    yield EVERYTHING, np.ones(len(position_E), dtype=bool)
+    before = -1.0
+    for name, most in _HISTORY.items():
+        yield name, (position_E > before) & (position_E <= most)
+        before = most
+    quarter_E = seconds_E % _DAY_SECONDS // _QUARTER_SECONDS
+    for quarter in range(_DAY_SECONDS // _QUARTER_SECONDS):
+        yield f"{6 * quarter:02d} to {6 * quarter + 6:02d} h UTC", quarter_E == quarter
+
+
+def _joined(parts: list[_Rows]) -> _Rows:
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("learnt_E", "live_E", "label_E", "weight_E", "user_E")
+    }
+    slices = {name: np.concatenate([part.slices[name] for part in parts]) for name in parts[0].slices}
+    return _Rows(**arrays, slices=slices)
+
+
+def _effect(task: str, name: str, rows: _Rows, chosen_E: NDArray[np.bool_], *, is_logit: bool) -> Effect:
+    learnt_E, live_E, weight_E = rows.learnt_E[chosen_E], rows.live_E[chosen_E], rows.weight_E[chosen_E]
+    change_E = live_E - learnt_E
+
+    def figures(score_E: Floats) -> Figures:
+        label_E, user_E = rows.label_E[chosen_E], rows.user_E[chosen_E]
+        return Figures(
+            auc=_told(auc(score_E, label_E, weight_E)), gauc=_told(gauc(user_E, score_E, label_E, weight_E).value),
+            log_loss=_told(log_loss(score_E, label_E, weight_E)) if is_logit else None,
+            predicted_over_observed=_told(predicted_over_observed(score_E, label_E, weight_E)) if is_logit else None,
+        )  # fmt: skip
+
+    return Effect(
+        task=task, slice=name, num_examples=int(chosen_E.sum()), num_positives=int((rows.label_E[chosen_E] > 0).sum()),
+        logit_mean=float(np.average(change_E, weights=weight_E)),
+        logit_rmse=float(np.sqrt(np.average(change_E**2, weights=weight_E))),
+        logit_p99=quantile(np.abs(change_E), weight_E, 0.99), psi=stability_index(learnt_E, live_E, weight_E),
+        learnt=figures(learnt_E), live=figures(live_E),
+    )  # fmt: skip
+
+
+def quantile(value_E: Floats, weight_E: Floats, share: float) -> float:
+    """The smallest value such that values up to it have at least this share of the weight."""
+    order_E = np.argsort(value_E, kind="stable")
+    reached_E = np.cumsum(weight_E[order_E])
+    place = int(np.searchsorted(reached_E, share * reached_E[-1] * (1 - 1e-12)))
+    return float(value_E[order_E][min(place, len(value_E) - 1)])
+
+
+def stability_index(before_E: Floats, after_E: Floats, weight_E: Floats) -> float:
+    """Population stability index: the sum over bins of (q - p) ln(q / p), p and q the shares of weight in a bin before
+    and after; bins are the tenths of the scores before. Below 0.1 is commonly taken for stable, above 0.25 not."""
+    edges = [quantile(before_E, weight_E, number / NUM_BINS) for number in range(1, NUM_BINS)]
+    shares = []
+    for value_E in (before_E, after_E):
+        share_B = np.bincount(np.searchsorted(edges, value_E), weight_E, NUM_BINS)
+        shares.append(np.maximum(share_B / share_B.sum(), _LEAST_SHARE))
+    before_B, after_B = shares
+    return float(((after_B - before_B) * np.log(after_B / before_B)).sum())
+
+
+def _told(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,95 @@
+"""The report for machines, `audit.json`, as types. `null` stands for a figure that is not defined.
+
+::
+
+    {"format_version": 1, "run": ..., "version": ..., "days": [...], "traffic": "live", "level": "warning",
+     "findings": [{"level": "warning", "name": ..., "measured": ..., "allowed": ..., "remedy": ...}],
+     "layers": [{"name": "ctr.head.activate.0", "drift": "far off", "channels": [{"shift": .1, ...}], ...}],
+     "effects": [{"task": "ctr", "slice": "all", "logit_rmse": ..., "learnt": {"auc": ...}, "live": {"auc": ...}}]}
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from stack.audits.effect import Effect
+from stack.audits.findings import Drift, Finding, Level
+
+FORMAT_VERSION = 1
+REPORT, PAGE = "audit.json", "audit.html"
+
+
+class Channel(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one layer: what was learnt, and the traffic's shift (in learnt deviations) and variance ratio, with their
+    standard errors."""
+
+    mean: float | None
+    variance: float | None
+    shift: float | None
+    shift_error: float | None
+    ratio: float | None
+    ratio_error: float | None
+    far: float | None
+
+
+class DayDrift(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer on one earlier day: 95% of its channels are off by up to `shift` deviations; mean divergence in nats."""
+
+    day: str
+    shift: float | None
+    kl: float | None
+
+
+class LayerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer: figures over its channels that are neither dead nor broken. `num_requests`: independent requests that
+    weigh as much as those seen. `horizon`: batches that the running statistics remember, 1 / momentum. `allowed_*`:
+    the larger of the limit and of what days differ by among each other. `logit_rmse`: change of the task's scores
+    where this layer alone has live statistics; null for scores that are several."""
+
+    name: str
+    task: str
+    kind: str
+    drift: Drift
+    num_channels: int
+    num_dead: int
+    num_broken: int
+    num_not_finite: int
+    num_batches: int
+    horizon: float
+    num_rows: int
+    num_requests: float
+    shift_p50: float | None
+    shift_p95: float | None
+    shift_max: float | None
+    shift_error: float | None
+    ratio_p5: float | None
+    ratio_p95: float | None
+    kl_mean: float | None
+    w2_p50: float | None
+    far_max: float | None
+    allowed_shift: float
+    allowed_ratio: float
+    allowed_kl: float
+    logit_rmse: float | None
+    channels: tuple[Channel, ...]
+    trend: tuple[DayDrift, ...]
+
+
+class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
+    """About the normalisation of one version on some days of traffic."""
+
+    format_version: int
+    run: str
+    version: int
+    step: int
+    dataset: str
+    created: str
+    code_version: str
+    days: tuple[str, ...]
+    reference_days: tuple[str, ...]
+    traffic: str
+    num_timelines: int
+    level: Level
+    findings: tuple[Finding, ...]
+    layers: tuple[LayerReport, ...]
+    effects: tuple[Effect, ...]

@@ -1,0 +1,137 @@
+"""`stack audit` on a trained run: a report, a table, lines, and an exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from stack.__main__ import main
+from stack.audits.audit import Timelines
+from stack.audits.findings import Level
+from stack.audits.report import REPORT, AuditReport
+from stack.data.dataset import Dataset
+from tests.prepared import write_prepared
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run with batch norm of the first of three days, and the words that name it."""
+    folder = tmp_path_factory.mktemp("audit")
+    dataset = Dataset(write_prepared(folder / "prepared", num_days=3, num_users=24))
+    words = [f"run.dir={folder}", "run.name=small"]
+    data = ["data=events", f"data.out={dataset.path}", "data.path=none", f"train.to_day={dataset.days()[0]}"]
+    assert main(["train", *data, *words, "train.num_threads=1", "model.norm=batch", "model.num_states=16"]) == 0
+    return folder / "small", words
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
+    capsys.readouterr()
+    return capsys
+
+
+LENIENT = ["audit.critical_calibration=1e6", "audit.max_auc_cost=1", "audit.max_log_loss_cost=1e6"]
+
+
+def report_of(folder: Path) -> AuditReport:
+    return msgspec.json.decode((folder / REPORT).read_bytes(), type=AuditReport)
+
+
+def test_an_audit_says_what_it_found_and_writes_it(
+    run: tuple[Path, list[str]], told: pytest.CaptureFixture[str]
+) -> None:
+    folder, words = run
+    assert main(["audit", *words, *LENIENT]) == 0
+    report = report_of(folder / "audit")
+    out = told.readouterr().out
+    dataset = Dataset(Path(report.dataset))
+    assert f"auditing version {report.version} of small on live traffic of {dataset.days()[1]}" in out
+    assert "Normalisation against live traffic" in out
+    assert "Live rows scored with the statistics learnt" in out
+    assert f"wrote {folder}/audit/audit.json" in out
+    assert report.days == dataset.days()[1:2]
+    assert report.reference_days == dataset.days()[:1]
+    assert {layer.task for layer in report.layers} == {"ctr", "rank", "power", "follow"}
+    moved = [layer.logit_rmse or 0.0 for layer in report.layers]
+    assert moved == sorted(moved, reverse=True), "those that move predictions most come first"
+    assert {one.task for one in report.effects} == {"ctr", "rank", "follow"}
+    assert report.level in (Level.ok, Level.warning)
+    for finding in report.findings:
+        assert finding.line in out
+
+
+def test_an_audit_is_the_same_again_and_of_the_days_asked_for(run: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, words = run
+    days = Dataset(Path(report_of(folder / "audit").dataset)).days()
+    for name in ("first", "second"):
+        asked = [f"audit.first_day={days[0]}", f"audit.last_day={days[2]}", f"audit.out={tmp_path / name}"]
+        assert main(["audit", *words, *LENIENT, *asked, "audit.timelines=20", "audit.timelines_per_batch=7"]) == 0
+    first, second = report_of(tmp_path / "first"), report_of(tmp_path / "second")
+    assert msgspec.structs.replace(first, created="") == msgspec.structs.replace(second, created="")
+    assert first.days == days
+    assert 20 <= first.num_timelines <= 20 + 7
+
+
+def test_a_critical_finding_is_an_exit_status_and_the_report_is_there_all_the_same(
+    run: tuple[Path, list[str]], tmp_path: Path, told: pytest.CaptureFixture[str]
+) -> None:
+    _, words = run
+    strict = ["audit=strict", "audit.warn_shift=1e-9", "audit.critical_shift=1e-9", "audit.reference_days=0"]
+    assert main(["audit", *words, *LENIENT, *strict, f"audit.out={tmp_path}"]) == 2
+    error = told.readouterr().err
+    assert "stack: version " in error
+    assert "of small must not be released: " in error
+    assert "is not given what its layers have learnt" in error
+    report = report_of(tmp_path)
+    assert report.level is report.findings[0].level is Level.critical
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["audit.first_day=2031-01-01"], "has no day from audit.first_day=2031-01-01 to audit.last_day=2031-01-01: it"),
+        (["audit.first_day=soon"], "audit.first_day=soon is no day: write it as 2017-11-20"),
+        (["audit.timelines=0"], "audit.timelines=0 must be at least 1"),
+        (
+            ["audit.critical_shift=0.01"],
+            "audit.warn_shift=0.1 and audit.critical_shift=0.01 must be above 0, the second",
+        ),
+        (["audit.warn_ratio=0.5"], "audit.warn_ratio=0.5 and audit.critical_ratio=2 must be above 1, the second not"),
+        (["audit.traffic=none"], "audit.traffic"),
+        (["audit.version=99"], "99"),
+        (["model.norm=batch"], "stack audit takes 'model' from the run's own config.yaml, as it was trained"),
+    ],
+)
+def test_what_cannot_be_audited_is_one_line(
+    options: list[str], text: str, run: tuple[Path, list[str]], told: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", *run[1], *options]) == 2
+    error = told.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+
+
+def test_a_model_without_such_layers_has_nothing_to_audit(
+    run: tuple[Path, list[str]], tmp_path: Path, told: pytest.CaptureFixture[str]
+) -> None:
+    dataset = report_of(run[0] / "audit").dataset
+    words = [f"run.dir={tmp_path}", "run.name=plain"]
+    data = ["data=events", f"data.out={dataset}", "data.path=none", f"train.to_day={Dataset(Path(dataset)).days()[0]}"]
+    none = ["model.norm=none", "tasks.rank.enabled=never", "tasks.follow.enabled=never", "model.num_states=16"]
+    assert main(["train", *data, *words, *none, "train.num_threads=1"]) == 0
+    assert main(["audit", *words]) == 2
+    assert "the model of plain has no normalisation with running statistics" in told.readouterr().err
+    assert not (tmp_path / "plain" / "audit").exists()
+
+
+def test_timelines_are_the_same_each_time_and_no_more_than_asked_for(run: tuple[Path, list[str]]) -> None:
+    dataset = Dataset(Path(report_of(run[0] / "audit").dataset))
+    some = Timelines(dataset=dataset, days=dataset.days(), most=10, per_batch=4, seed=3)
+    first, second = list(some), list(some)
+    assert [batch.num_timelines for batch in first] == [batch.num_timelines for batch in second]
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.user_B, other.user_B)
+    assert 10 <= sum(batch.num_timelines for batch in first) < 10 + 4 + dataset.num_buckets

@@ -1,0 +1,102 @@
+"""What other statistics do to predictions, against figures worked out line by line."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from stack.audits.effect import EVERYTHING, Effect, effects, quantile, stability_index
+from stack.audits.norm_stats import live_statistics, norm_layers, replaced
+from stack.audits.traffic import Traffic, weight_of
+from stack.layers.norm import Norm
+from stack.model import UserModel
+from stack.tasks import TasksConfig
+from stack.tasks.metrics import auc, log_loss
+from stack.towers.config import ModelConfig
+from tests.audits.test_norm_stats import batches
+
+LIVE = weight_of(Traffic.live)
+
+
+@pytest.fixture(scope="module")
+def model() -> UserModel:
+    tasks = TasksConfig()
+    tasks.ctr.dense_features = True
+    model = small_model_of(tasks).train()
+    with torch.no_grad():
+        for batch in batches(range(200, 230)):
+            model(batch)
+    return model.eval()
+
+
+def small_model_of(tasks: TasksConfig) -> UserModel:
+    from tests.batches import small_model
+
+    return small_model(ModelConfig(norm=Norm.batch), tasks=tasks)
+
+
+def of(found: list[Effect], task: str, name: str = EVERYTHING) -> Effect:
+    (one,) = (one for one in found if (one.task, one.slice) == (task, name))
+    return one
+
+
+def test_figures_are_those_of_the_model_scored_twice(model: UserModel) -> None:
+    shown = batches(range(10))
+    statistics = live_statistics(model, shown, LIVE)
+    found = effects(model, shown, LIVE, {"live": statistics})["live"]
+    assert {one.task for one in found} == {"ctr", "rank", "follow"}, "a score each: not the tiers of `power`"
+    scores: list[np.ndarray] = []
+    for several in ({}, statistics):
+        with replaced(norm_layers(model), several), torch.no_grad():
+            scores.append(np.concatenate([model(batch)["ctr"].score_E.double().numpy() for batch in shown]))
+    impressions = [batch.groups["impression"] for batch in shown]
+    label_E = np.concatenate([one.labels["clicked"].numpy() for one in impressions])
+    weight_E = np.concatenate([LIVE(one).numpy() for one in impressions])
+    rates = [one.labels["rate_uniform"] + one.labels["rate_popularity"] for one in impressions]
+    offset_E = np.log(np.concatenate([np.where(rate.numpy() > 0, rate.numpy(), 1.0) for rate in rates]))
+    one = of(found, "ctr")
+    change_E = scores[1] - scores[0]
+    assert one.num_examples == len(label_E)
+    assert one.logit_mean == pytest.approx(np.average(change_E, weights=weight_E), rel=1e-6)
+    assert one.logit_rmse == pytest.approx(np.average(change_E**2, weights=weight_E) ** 0.5, rel=1e-6)
+    assert one.learnt.auc == pytest.approx(auc(scores[0] + offset_E, label_E, weight_E))
+    assert one.live.auc == pytest.approx(auc(scores[1] + offset_E, label_E, weight_E))
+    assert one.live.log_loss == pytest.approx(log_loss(scores[1] + offset_E, label_E, weight_E), rel=1e-6)
+
+
+def test_nothing_changes_where_the_statistics_are_those_learnt(model: UserModel) -> None:
+    same = {
+        name: (layer.statistics.running_mean_D.double().numpy().copy(),
+               layer.statistics.running_var_D.double().numpy().copy())
+        for name, layer in norm_layers(model).items()
+    }  # fmt: skip
+    for one in effects(model, batches(range(4)), LIVE, {"same": same})["same"]:
+        assert (one.logit_mean, one.logit_rmse, one.logit_p99, one.psi) == (0.0, 0.0, 0.0, 0.0)
+        assert one.learnt == one.live
+
+
+def test_slices_of_history_and_of_the_day_each_make_up_the_whole(model: UserModel) -> None:
+    found = effects(model, batches(range(6)), LIVE, {"none": {}})["none"]
+    by_slice = {one.slice: one.num_examples for one in found if one.task == "ctr"}
+    whole = by_slice.pop(EVERYTHING)
+    assert sum(number for name, number in by_slice.items() if "UTC" in name) == whole
+    assert sum(number for name, number in by_slice.items() if "UTC" not in name) == whole
+    assert {"no history", "1 to 9 events"} <= set(by_slice)
+    assert "100 events or more" not in by_slice, "a slice without examples is left out"
+
+
+def test_quantiles_count_weight() -> None:
+    value_E, weight_E = np.array([3.0, 1.0, 2.0]), np.array([1.0, 2.0, 1.0])
+    assert [quantile(value_E, weight_E, share) for share in (0.0, 0.5, 0.51, 0.75, 0.76, 1.0)] == [1, 1, 2, 2, 3, 3]
+
+
+def test_the_stability_index_is_the_sum_over_tenths() -> None:
+    """All of the lowest tenth moves to the top: that bin is as good as empty, the top one has twice its share."""
+    before_E = np.arange(1000) / 1000
+    after_E = np.where(before_E < 0.1, 2.0, before_E)
+    low, high = (1e-6 - 0.1) * math.log(1e-6 / 0.1), (0.2 - 0.1) * math.log(2)
+    assert stability_index(before_E, after_E, np.ones(1000)) == pytest.approx(low + high, rel=1e-2)
+    assert stability_index(before_E, before_E, np.ones(1000)) == 0.0
