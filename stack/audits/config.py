@@ -18,7 +18,8 @@ class AuditConfig:
     last_day: str | None = None
     # last day of traffic; null is the first
     traffic: Traffic = Traffic.live
-    # live: drawn negatives stand for all candidates that were not drawn; sampled: for themselves alone
+    # live: drawn negatives stand for all candidates that were not drawn; weighted: impressions for what the log was
+    # filtered from, by its column `weight`; sampled: examples for themselves alone
     timelines: int = 4096
     # most timelines of these days, drawn at random
     timelines_per_batch: int = 64

@@ -23,6 +23,8 @@ class Traffic(Enum):
 
     live = "live"
     """All candidates: drawn negatives weigh 1 / rate, what was not drawn weighs 1."""
+    weighted = "weighted"
+    """What the log was filtered from: the column `weight` of impressions is 1 / the share of such that was kept."""
     sampled = "sampled"
     """The examples as training saw them: all weigh 1."""
 
@@ -33,7 +35,7 @@ WeightOf = Callable[[Examples], Tensor]
 
 def weight_of(traffic: Traffic) -> WeightOf:
     """The weights of examples for a kind of traffic."""
-    return _live if traffic is Traffic.live else _ones
+    return {Traffic.live: _live, Traffic.weighted: _weighted, Traffic.sampled: _ones}[traffic]
 
 
 def _live(examples: Examples) -> Tensor:
@@ -43,6 +45,10 @@ def _live(examples: Examples) -> Tensor:
     rate_E = (labels["rate_uniform"] + labels["rate_popularity"]).double()
     drawn_E = labels["draw"] > 0
     return torch.where(drawn_E & (rate_E > 0), 1 / rate_E.clamp(min=1e-300), 1.0)
+
+
+def _weighted(examples: Examples) -> Tensor:
+    return examples.labels["weight"].double() if "weight" in examples.labels else _ones(examples)
 
 
 def _ones(examples: Examples) -> Tensor:

@@ -65,6 +65,9 @@ def test_live_weights_are_one_over_the_rate_of_what_was_drawn() -> None:
     )
     np.testing.assert_allclose(LIVE(examples).numpy(), [1, 2, 2.5, 1, 1, 1], rtol=1e-6)
     assert weight_of(Traffic.sampled)(examples).tolist() == [1.0] * 6
+    weighted = weight_of(Traffic.weighted)
+    assert torch.equal(weighted(examples), labels["weight"].double())
+    assert weighted(batch.groups["follow"]).tolist() == [1.0] * batch.groups["follow"].num_examples
     assert LIVE(batch.groups["follow"]).tolist() == [1.0] * batch.groups["follow"].num_examples
 
 
