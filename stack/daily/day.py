@@ -13,13 +13,13 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from stack.audits.findings import Finding, Level
 from stack.base.errors import CheckpointError, NotFiniteError
 from stack.checkpoint.chain import Chain
 from stack.checkpoint.load import Checkpoint
 from stack.checkpoint.manifest import VersionManifest
 from stack.daily.config import Allow, DailyConfig
 from stack.daily.gate import (
-    CRITICAL,
     Gate,
     Metrics,
     QuarantinedError,
@@ -31,7 +31,7 @@ from stack.daily.gate import (
 )
 from stack.daily.inputs import content, inputs_of
 from stack.daily.ranks import told_by_first
-from stack.daily.records import Finding, Report, exists, put_once, quarantine_name, report_name, report_of
+from stack.daily.records import Report, exists, put_once, quarantine_name, report_name, report_of
 from stack.daily.resolve import Resolved, history, resolve
 from stack.daily.score import score_day
 from stack.data.dataset import Dataset
@@ -232,6 +232,6 @@ def known_rows(setup: Setup, dataset: Dataset, base: VersionManifest) -> dict[st
 
 def _of_error(error: NotFiniteError) -> Finding:
     return Finding(
-        level=CRITICAL, name="not finite", measured=str(error), allowed="none",
+        level=Level.critical, name="not finite", measured=str(error), allowed="none",
         remedy="mend the day's log and ingest it again",
     )  # fmt: skip

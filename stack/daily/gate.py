@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from stack.audits.findings import Finding, Level
 from stack.daily.config import DailyConfig
-from stack.daily.records import Finding
 from stack.data.dataset import Dataset
 from stack.tables.shard import dense_tensors, table_shards
 from stack.train.periodic import Moment, Periodic
 from stack.train.ranks import totals
 
-CRITICAL = "critical"
 EARLIER_DAYS = 28
 """Earlier days that a day's volume is compared with."""
 MIN_HISTORY = 3
@@ -53,7 +52,7 @@ class Gate(Periodic):
 
 def refuse(findings: Sequence[Finding]) -> None:
     """Raises `QuarantinedError` where a finding is critical. Findings must be the same on every process."""
-    critical = [finding for finding in findings if finding.level == CRITICAL]
+    critical = [finding for finding in findings if finding.level is Level.critical]
     if critical:
         raise QuarantinedError(critical)
 
@@ -68,7 +67,7 @@ def volume(dataset: Dataset, day: str, *, groups: Sequence[str], config: DailyCo
     found = num_examples(dataset, day, groups=groups)
     if not found:
         yield Finding(
-            level=CRITICAL, name="empty day", measured=f"{day} has no example of {', '.join(groups)}",
+            level=Level.critical, name="empty day", measured=f"{day} has no example of {', '.join(groups)}",
             allowed="one or more", remedy="look whether its log is there and ingest it, or leave it out with "
             "daily.allow=[gap]",
         )  # fmt: skip
@@ -79,10 +78,10 @@ def volume(dataset: Dataset, day: str, *, groups: Sequence[str], config: DailyCo
     ratio = found / max(usual, 1)
     if not 1 / config.max_volume_ratio <= ratio <= config.max_volume_ratio:
         yield Finding(
-            level=CRITICAL, name="volume", measured=f"{day} has {found:,} examples, {ratio:.3g} times the {usual:,.0f} "
-            f"of the median of {len(earlier)} days before", allowed=f"up to {config.max_volume_ratio:g} times more or "
-            "fewer (daily.max_volume_ratio)", remedy="look whether its log is whole; if it is, raise the limit and "
-            "allow the day with daily.allow=[quarantined]",
+            level=Level.critical, name="volume", measured=f"{day} has {found:,} examples, {ratio:.3g} times the "
+            f"{usual:,.0f} of the median of {len(earlier)} days before", allowed=f"up to {config.max_volume_ratio:g} "
+            "times more or fewer (daily.max_volume_ratio)", remedy="look whether its log is whole; if it is, raise the "
+            "limit and allow the day with daily.allow=[quarantined]",
         )  # fmt: skip
 
 
@@ -98,8 +97,8 @@ def high_losses(metrics: Metrics, history: Sequence[Metrics], config: DailyConfi
         if not math.isfinite(value) or value > config.max_loss_ratio * usual:
             what = "loss in training" if name.startswith("loss/") else "loss of the version before on this day"
             yield Finding(
-                level=CRITICAL, name=name, measured=f"{what} is {value:.4g}, {value / usual:.3g} times the {usual:.4g} "
-                f"of the median of {len(earlier)} days", allowed=f"up to {config.max_loss_ratio:g} times "
+                level=Level.critical, name=name, measured=f"{what} is {value:.4g}, {value / usual:.3g} times the "
+                f"{usual:.4g} of the median of {len(earlier)} days", allowed=f"up to {config.max_loss_ratio:g} times "
                 "(daily.max_loss_ratio)", remedy="look at the day's labels and features; if they are right, raise the "
                 "limit and allow the day with daily.allow=[quarantined]",
             )  # fmt: skip
@@ -119,7 +118,7 @@ def not_finite(model: DistributedModelParallel) -> list[Finding]:
     own = [name for name, values in tensors.items() if _num_bad(values)]
     return [
         Finding(
-            level=CRITICAL, name="not finite", measured=f"{num_bad:,.0f} numbers are NaN or infinite"
+            level=Level.critical, name="not finite", measured=f"{num_bad:,.0f} numbers are NaN or infinite"
             + (f", the first in {own[0]}" if own else ""), allowed="none",
             remedy="look at the day's features and labels, or lower daily.rate_share",
         )

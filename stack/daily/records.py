@@ -8,26 +8,13 @@ from pathlib import Path
 
 import msgspec
 
+from stack.audits.findings import Finding
 from stack.base.files import cut_lines
 from stack.checkpoint.manifest import Link
 from stack.checkpoint.store import Store
 from stack.evaluate.figures import Figures
 
 LOG = "daily.jsonl"
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What a check found: `level` "critical" stops the commit. `measured` and `allowed` as a person reads them."""
-
-    level: str
-    name: str
-    measured: str
-    allowed: str
-    remedy: str
-
-    @property
-    def line(self) -> str:
-        return f"{self.name}: {self.measured}, allowed is {self.allowed}: {self.remedy}"
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
