@@ -207,7 +207,7 @@ def tables(report: AuditReport) -> list[Table]:
             tasks.add_row(
                 one.task, f"{one.num_examples:,}", _as(one.learnt.auc), _as(one.live.auc), _as(one.learnt.log_loss),
                 _as(one.live.log_loss), _as(one.learnt.predicted_over_observed, 3),
-                _as(one.live.predicted_over_observed, 3), f"{one.logit_rmse:.3f}", f"{one.psi:.2f}",
+                _as(one.live.predicted_over_observed, 3), _as(one.logit_rmse, 3), _as(one.psi, 3),
             )  # fmt: skip
     return [layers, tasks]
 

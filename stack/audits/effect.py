@@ -48,17 +48,21 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one task on one slice. `logit_*`: of the change from learnt to live statistics, its mean, root mean square,
-    and the 99th percentile of its size. `psi`: population stability index of the scores over `NUM_BINS` bins."""
+    """Of one task on one slice; figures are None where `num_not_finite` scores are no numbers.
+
+    `logit_*`: of the change from learnt to live statistics, its mean, root mean square, and the 99th percentile of its
+    size. `psi`: population stability index of the scores over `NUM_BINS` bins.
+    """
 
     task: str
     slice: str
     num_examples: int
     num_positives: int
-    logit_mean: float
-    logit_rmse: float
-    logit_p99: float
-    psi: float
+    num_not_finite: int
+    logit_mean: float | None
+    logit_rmse: float | None
+    logit_p99: float | None
+    psi: float | None
     learnt: Figures
     live: Figures
 
@@ -152,6 +156,16 @@ def _joined(parts: list[_Rows]) -> _Rows:
 
 def _effect(task: str, name: str, rows: _Rows, chosen_E: NDArray[np.bool_], *, is_logit: bool) -> Effect:
     learnt_E, live_E, weight_E = rows.learnt_E[chosen_E], rows.live_E[chosen_E], rows.weight_E[chosen_E]
+    counts = {
+        "num_examples": int(chosen_E.sum()), "num_positives": int((rows.label_E[chosen_E] > 0).sum()),
+        "num_not_finite": int((~(np.isfinite(learnt_E) & np.isfinite(live_E))).sum()),
+    }  # fmt: skip
+    if counts["num_not_finite"]:
+        nothing = Figures(auc=None, gauc=None, log_loss=None, predicted_over_observed=None)
+        return Effect(
+            task=task, slice=name, **counts, logit_mean=None, logit_rmse=None, logit_p99=None, psi=None,
+            learnt=nothing, live=nothing,
+        )  # fmt: skip
     change_E = live_E - learnt_E
 
     def figures(score_E: Floats) -> Figures:
@@ -163,7 +177,7 @@ def _effect(task: str, name: str, rows: _Rows, chosen_E: NDArray[np.bool_], *, i
         )  # fmt: skip
 
     return Effect(
-        task=task, slice=name, num_examples=int(chosen_E.sum()), num_positives=int((rows.label_E[chosen_E] > 0).sum()),
+        task=task, slice=name, **counts,
         logit_mean=float(np.average(change_E, weights=weight_E)),
         logit_rmse=float(np.sqrt(np.average(change_E**2, weights=weight_E))),
         logit_p99=quantile(np.abs(change_E), weight_E, 0.99), psi=stability_index(learnt_E, live_E, weight_E),

@@ -127,6 +127,12 @@ def findings_of(layers: Sequence[LayerReport], effects: Sequence[Effect], config
             yield _drifted(task, off, whole.get(task), costs=bool(costs), config=config)
         yield from costs
     for effect in whole.values():
+        if effect.num_not_finite:
+            yield Finding(
+                level=Level.critical, name=f"scores of {effect.task} are not finite",
+                measured=f"{effect.num_not_finite:,} of {effect.num_examples:,}", allowed="none",
+                remedy="go back to a version before it (`stack checkpoint list`)",
+            )  # fmt: skip
         yield from _calibration(effect, config)
 
 
@@ -150,7 +156,7 @@ def _drifted(
 ) -> Finding:
     most = max(off, key=lambda layer: layer.shift_p95 or 0.0)
     told = "other scores come out"
-    if effect is not None:
+    if effect is not None and effect.logit_rmse is not None:
         told = f"scores move by {effect.logit_rmse:.2g}, AUC from {_as(effect.learnt.auc)} to {_as(effect.live.auc)}"
     if effect is not None and effect.learnt.predicted_over_observed is not None:
         before, after = (_as(one.predicted_over_observed, 3) for one in (effect.learnt, effect.live))

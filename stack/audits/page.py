@@ -69,7 +69,7 @@ def _effects(effects: Sequence[Effect]) -> str:
             _pair(one.learnt.auc, one.live.auc, 4), _pair(one.learnt.gauc, one.live.gauc, 4),
             _pair(one.learnt.log_loss, one.live.log_loss, 4),
             _pair(one.learnt.predicted_over_observed, one.live.predicted_over_observed, 3),
-            f"{one.logit_mean:+.3f}", f"{one.logit_rmse:.3f}", f"{one.logit_p99:.3f}", f"{one.psi:.3f}",
+            *(_as(value, 3) for value in (one.logit_mean, one.logit_rmse, one.logit_p99, one.psi)),
         ]
         for one in effects
     )  # fmt: skip

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
+from stack.audits.config import AuditConfig
 from stack.audits.effect import EVERYTHING, Effect, effects, quantile, stability_index
+from stack.audits.findings import Level
+from stack.audits.judge import findings_of
 from stack.audits.norm_stats import live_statistics, norm_layers, replaced
 from stack.audits.traffic import Traffic, weight_of
 from stack.layers.norm import Norm
@@ -100,3 +104,22 @@ def test_the_stability_index_is_the_sum_over_tenths() -> None:
     low, high = (1e-6 - 0.1) * math.log(1e-6 / 0.1), (0.2 - 0.1) * math.log(2)
     assert stability_index(before_E, after_E, np.ones(1000)) == pytest.approx(low + high, rel=1e-2)
     assert stability_index(before_E, before_E, np.ones(1000)) == 0.0
+
+
+def test_scores_that_are_not_finite_are_counted_found_and_can_be_read_back(model: UserModel) -> None:
+    layers = norm_layers(model)
+    layer = layers["ctr.head.activate.0"].statistics
+    nan_D, one_D = np.full(len(layer.running_mean_D), np.nan), np.ones(len(layer.running_mean_D))
+    with replaced(layers, {"ctr.head.activate.0": (nan_D, one_D)}):
+        found = effects(model, batches(range(3)), LIVE, {"same": {}})["same"]
+    one = of(found, "ctr")
+    assert one.num_not_finite == one.num_examples > 0
+    assert (one.logit_rmse, one.psi, one.learnt.auc, one.live.log_loss) == (None, None, None, None)
+    assert of(found, "follow").num_not_finite == 0
+    assert msgspec.json.decode(msgspec.json.encode(found), type=list[Effect]) == found
+    said = findings_of([], found, AuditConfig(critical_calibration=1e9))
+    (critical,) = (finding for finding in said if "ctr" in finding.name)
+    assert critical.level is Level.critical
+    assert critical.line.startswith(
+        f"scores of ctr are not finite: {one.num_examples} of {one.num_examples}, allowed is"
+    )

@@ -105,8 +105,8 @@ def effect(
         for one in (0, 1)
     )
     return Effect(
-        task="ctr", slice=EVERYTHING, num_examples=100_000, num_positives=positives, logit_mean=0.0, logit_rmse=0.2,
-        logit_p99=1.0, psi=0.1, learnt=learnt, live=live,
+        task="ctr", slice=EVERYTHING, num_examples=100_000, num_positives=positives, num_not_finite=0,
+        logit_mean=0.0, logit_rmse=0.2, logit_p99=1.0, psi=0.1, learnt=learnt, live=live,
     )  # fmt: skip
 
 

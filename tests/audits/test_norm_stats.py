@@ -172,7 +172,7 @@ def test_what_was_learnt_and_is_not_finite_is_broken(model: UserModel, poison: C
         poison(layer)
         found = drift(model, batches([1, 2]), LIVE)["shop.head.join.activate.0"]
     assert found.broken.nonzero()[0].tolist() == [1]
-    assert found.moments.not_finite_D[1] == found.num_rows or poison is poison_variance
+    assert found.moments.not_finite_D[1] == (found.num_rows if poison is poison_mean else 0)
 
 
 def test_a_channel_that_never_varies_is_dead(model: UserModel) -> None:
