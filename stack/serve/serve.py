@@ -18,8 +18,9 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from stack.base.errors import ConfigError, MachineError
+from stack.base.errors import ConfigError
 from stack.base.files import write_text
+from stack.base.listen import address_of, bound
 from stack.serve.admin import build_admin
 from stack.serve.config import ServeConfig
 from stack.serve.crew import Crew
@@ -41,8 +42,8 @@ def serve(config: ServeConfig) -> None:
     package = Path(config.package).absolute()
     with (
         _work_folder() as work,
-        _bound(config.host, config.port, option="serve.") as listener,
-        _bound(config.admin_host, config.admin_port, option="serve.admin_") as admin,
+        bound(config.host, config.port, option="serve.") as listener,
+        bound(config.admin_host, config.admin_port, option="serve.admin_") as admin,
     ):
         asyncio.run(_Server(config, package=package, work=work, listener=listener, admin=admin).run())
     say("stopped")
@@ -124,14 +125,9 @@ class _Server:
         version = fleet.versions[fleet.labels.stable]
         say(
             f"serving package {version.manifest.digest[:12]} of run {version.manifest.lineage.run!r} at "
-            f"{_address(self._listener)}"
+            f"{address_of(self._listener)}"
         )
-        say(f"admin at {_address(self._admin_listener)}, its token in {self._token_file()}")
-
-
-def _address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        say(f"admin at {address_of(self._admin_listener)}, its token in {self._token_file()}")
 
 
 class _WithoutSignals(uvicorn.Server):
@@ -155,20 +151,3 @@ def _work_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _bound(host: str, port: int, *, option: str) -> Iterator[socket.socket]:
-    """A socket that has the address and does not listen yet: until it can be answered, connections are refused."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise MachineError(
-            f"cannot listen on {host}:{port}: {error.strerror}: choose another {option}port or {option}host"
-        ) from error
-    with listener:
-        yield listener
