@@ -10,7 +10,8 @@ u and item i shown on day d:
 where q_i is the centre of the item's category plus noise and z_i is the log-popularity, standardised. Items are shown
 by popularity (Zipf); for a share of them the best for the user of four such draws is taken, as a recommender would.
 The log that is kept may be filtered: a skipped impression stays with `keep_skipped`, a clicked one with
-`keep_clicked`; its weight is 1 / that rate, and `probability` is the truth before filtering.
+`keep_clicked`; its weight is 1 / that rate, and `probability` is the truth before filtering. The last `num_whole_days`
+are kept whole: what passes the filter on other days is part of what passes without one.
 
 Layout::
 
@@ -80,6 +81,8 @@ class Marketplace:
     # share of clicked and of skipped impressions that the log keeps
     keep_clicked: float = 1.0
     keep_skipped: float = 1.0
+    # last days that the log keeps whole, whatever the filter: what live traffic is
+    num_whole_days: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,6 +92,8 @@ class Marketplace:
         for name in ("keep_clicked", "keep_skipped"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: a share that is kept lies above 0 and up to 1")
+        if not 0 <= self.num_whole_days <= self.num_days:
+            raise ConfigError(f"num_whole_days={self.num_whole_days} must be from 0 to num_days={self.num_days}")
         if self.zipf == 1.0:
             raise ConfigError("zipf=1.0: the exponent must differ from 1; take 1.0001")
 
@@ -133,6 +138,10 @@ class Marketplace:
         rank = (1.0 + uniform * (edge - 1.0)) ** (1.0 / exponent) - 1.0
         ranks: Ints = np.minimum(rank.astype(np.int64), self.num_items - 1)
         return ranks
+
+    def keep(self, day: int) -> tuple[float, float]:
+        """Shares of clicked and of skipped impressions that the log keeps of a day."""
+        return (self.keep_clicked, self.keep_skipped) if day < self.num_days - self.num_whole_days else (1.0, 1.0)
 
     def click_logit(self, users: Ints, items: Ints, ranks: Ints) -> Floats:
         """Log-odds of a click, the truth that a model should find."""
@@ -197,7 +206,7 @@ def _sessions(market: Marketplace, day: int, start: int) -> Iterator[dict[str, N
         probability = 1.0 / (1.0 + np.exp(-logit))
         clicked = rng.random(len(user)) < probability
         buys = 1.0 / (1.0 + np.exp(-(market.buy_bias + market.taste * market.affinity(user, item))))
-        keep = np.where(clicked, market.keep_clicked, market.keep_skipped)
+        keep = np.where(clicked, *market.keep(day))
         yield {
             "user": user, "item": item, "time": time, "clicked": clicked, "probability": probability,
             "bought": clicked & (rng.random(len(user)) < buys), "keep": keep, "kept": rng.random(len(user)) < keep,
