@@ -3,11 +3,14 @@
 #   make demo     a year of a real shop: ingest, train, evaluate, export, serve, three requests answered
 #   make full     the same with the larger training run
 #   make serve-demo the demo served, refreshed and swapped under load (after make demo)
+#   make monitor-demo a training, a server, Prometheus and the dashboard side by side on loopback (after make demo)
 #   make test     what CI runs: format, lint, types, import contracts, closure, tests
 #   make test-long the tests marked `long`, of half a minute to minutes each: jobs that lose workers or hosts, days that are
 #                 killed (of several ranks, of managed ids), every fault of a save, all worlds, the pipeline over ranks, Spark
 #   make check    all of that but the tests
 #   make format   puts the code in its format
+#   make monitoring installs Debian's Prometheus, Alertmanager, node_exporter and Chromium where they are missing; the tests
+#                 and the monitor demo start them
 #   make clean    removes what these targets made, but for prepared data and runs
 
 # PYTHON=...        the interpreter for .venv (3.11)
@@ -21,7 +24,7 @@ DEVELOPMENT := .venv/installed-development
 CLIENTS := .venv/installed-clients
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps
 
-.PHONY: demo full serve-demo test test-long check format clean environment
+.PHONY: demo full serve-demo monitor-demo monitoring test test-long check format clean environment
 .DELETE_ON_ERROR:
 
 demo: $(RUNTIME)
@@ -33,12 +36,18 @@ full: $(RUNTIME)
 serve-demo: $(RUNTIME)
 	$(BIN)/python -m tools.serve_demo
 
+monitor-demo: $(RUNTIME) monitoring
+	$(BIN)/python -m tools.monitor_demo
+
+monitoring:
+	@sh tools/get_monitoring.sh
+
 environment: $(RUNTIME) $(DEVELOPMENT) $(CLIENTS)
 
-test: check $(CLIENTS)
+test: check $(CLIENTS) monitoring
 	$(BIN)/python -m pytest
 
-test-long: $(DEVELOPMENT)
+test-long: $(DEVELOPMENT) monitoring
 	$(BIN)/python -m pytest -m long
 
 check: $(DEVELOPMENT)
