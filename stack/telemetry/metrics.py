@@ -192,7 +192,7 @@ class AuditMetrics:
         )
         self.variance = Gauge(
             "stack_audit_norm_variance_ratio", "Live variance over the learnt one: 5% and 95% of a layer's channels.",
-            ("layer", "quantile"), **of,
+            ("layer", "percentile"), **of,
         )  # fmt: skip
         self.divergence = Gauge(
             "stack_audit_norm_divergence_nats", "Mean divergence of a layer's channels.", ("layer",), **of

@@ -69,8 +69,8 @@ _LINES = (
         look="Around 1, the 5% and 95% of a layer's channels; far below, training saw a wider sample than is live.",
         queries=(
             Query(
-                expr='max by (run, layer, quantile) (stack_audit_norm_variance_ratio{run=~"$run"})',
-                legend="{{layer}} {{quantile}}",
+                expr='max by (run, layer, percentile) (stack_audit_norm_variance_ratio{run=~"$run"})',
+                legend="{{layer}} {{percentile}}",
             ),
         ),
         steps=_RATIO,
