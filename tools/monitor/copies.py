@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import yaml
 from stack.base.files import write_text
 
 COMMITTED = Path(__file__).parents[2] / "configs" / "prometheus"
-TARGETS = "targets"
 _FAST = "500ms"
 _WAITS = (
     (re.compile(r"\bfor: \w+"), "for: 1s"),
@@ -28,14 +28,19 @@ def faster(rules: str) -> str:
     return rules
 
 
-def write_prometheus(folder: Path, *, alertmanager: str | None = None, fast: bool = False) -> Path:
-    """The configuration with its rules and an empty folder of targets, in `folder`; its path. `alertmanager`: host and
-    port. `fast`: scraped and evaluated twice a second, by `faster` rules."""
-    (folder / TARGETS).mkdir(parents=True)
+def write_prometheus(
+    folder: Path, *, targets: Sequence[Path], alertmanager: str | None = None, fast: bool = False
+) -> Path:
+    """The configuration and its rules in `folder`; its path. `targets`: folders of the files that tell what is scraped.
+    `alertmanager`: host and port. `fast`: scraped and evaluated twice a second, by `faster` rules."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in ("rules.yml", "alerts.yml"):
         text = (COMMITTED / name).read_text()
         write_text(folder / name, faster(text) if fast else text)
     settings = _load("prometheus.yml")
+    (job,) = settings["scrape_configs"]
+    (found,) = job["file_sd_configs"]
+    found["files"] = [str(one.resolve() / "*.json") for one in targets]
     if alertmanager is None:
         del settings["alerting"]
     else:
