@@ -46,6 +46,7 @@ from stack.tables.cluster import ClusterConfig
 from stack.tables.config import TablesConfig
 from stack.tables.plan_config import PlanConfig
 from stack.tasks import TasksConfig
+from stack.telemetry.config import TelemetryConfig
 from stack.towers.config import ModelConfig
 from stack.train.config import TrainConfig
 from stack.train.optim import OptimConfig
@@ -74,6 +75,7 @@ class Job:
     export: ExportConfig = field(default_factory=ExportConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 

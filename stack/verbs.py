@@ -38,6 +38,8 @@ def launch(verb: str, arguments: Sequence[str]) -> None:
         _refuse_options_of_the_run(verb, arguments)
     if verb == "daily":
         arguments = _daily_words(arguments)
+    if verb == "audit":
+        arguments = _audit_words(arguments)
     Composer(root=Job, choices=CHOICES, folder=configs_folder()).launch(verb, arguments, ACTIONS.get(verb, _complete))
 
 
@@ -81,6 +83,7 @@ def setup_of(job: Job) -> Setup:
         composed=to_yaml(job),
         cluster=job.cluster,
         plan=job.plan,
+        telemetry=job.telemetry,
     )
 
 
@@ -134,6 +137,15 @@ def _daily_words(words: Sequence[str]) -> list[str]:
     return translated(words)
 
 
+def _audit_words(words: Sequence[str]) -> list[str]:
+    """`--fix rebuild` as the option that it is."""
+    flags = [place for place, word in enumerate(words) if word == "--fix"]
+    joined = list(words)
+    for place in reversed(flags):
+        joined[place : place + 2] = [f"audit.fix={'' if place + 1 == len(words) else words[place + 1]}"]
+    return [f"audit.fix={word.removeprefix('--fix=')}" if word.startswith("--fix=") else word for word in joined]
+
+
 def _evaluate(job: Job) -> None:
     from stack.evaluate.evaluate import Trained, evaluate
     from stack.evaluate.scorer import scorer_of
@@ -153,15 +165,24 @@ def _evaluate(job: Job) -> None:
 
 def _audit(job: Job) -> None:
     from stack.audits.audit import Audited, audit
+    from stack.checkpoint.restore import repaired
+    from stack.tables.shard import dense_tensors
+    from stack.train.saving import RANK_SPREAD
 
     with run_of_job(job, verb="audit", version=job.audit.version) as (run, _):
+        manifest = run.checkpoint.manifest
         audited = Audited(
             name=run.name,
-            version=run.checkpoint.manifest.version,
+            version=manifest.version,
             step=run.step,
             model=run.user_model,
             dataset=run.dataset,
             training_days=run.days,
+            num_epochs=run.num_epochs,
+            rank_spread=manifest.metrics.get(RANK_SPREAD),
+            publish=lambda how: repaired(
+                run.chain, manifest, verb="audit", how=how, dense=dense_tensors(run.model)
+            ).version,
         )
         folder = Path(job.audit.out) if job.audit.out else job.run.folder / "audit"
         audit(audited, folder=folder, config=job.audit)

@@ -46,7 +46,8 @@ class LongestOfAll:
 class Asked:
     """`requests` by table, their `distinct` rows (U,), and for each id in turn its `position` among them, (N,) or
     (N, K). `resets`: rows that changed hands since the step before. `sharded`: the tables that TorchRec looks up;
-    `longest`: the most distinct rows of one of them on any process, at least 1.
+    `longest`: the most distinct rows of one of them on any process, at least 1. `num_distinct_ids` by table: where ids
+    are hashed or managed, several may have the same row.
     """
 
     requests: Mapping[str, Sequence[Ids]]
@@ -55,6 +56,12 @@ class Asked:
     resets: dict[str, Tensor]
     sharded: tuple[str, ...]
     longest: LongestOfAll
+    num_distinct_ids: dict[str, int]
+
+    @property
+    def num_ids(self) -> dict[str, int]:
+        """By table, how many ids were asked for."""
+        return {name: sum(map(_num_ids, own)) for name, own in self.requests.items()}
 
     @cached_property
     def bags(self) -> KeyedJaggedTensor:
@@ -100,6 +107,10 @@ class HandOut(nn.Module):
         return {name: _spread(found[name], asked.position[name], own) for name, own in asked.requests.items()}
 
 
+def _num_ids(ids: Ids) -> int:
+    return int((ids.values_N if isinstance(ids, Jagged) else ids).shape[0])
+
+
 def _spread(rows_UD: Tensor, position: Tensor, asked: Sequence[Ids]) -> list[Tensor]:
     """Hands each request its vectors; `position` says for all requests in turn which distinct row an id became, or,
     of (N, K), which K rows are summed for it."""
@@ -109,7 +120,7 @@ def _spread(rows_UD: Tensor, position: Tensor, asked: Sequence[Ids]) -> list[Ten
     vectors: list[Tensor] = []
     start = 0
     for ids in asked:
-        count = int((ids.values_N if isinstance(ids, Jagged) else ids).shape[0])
+        count = _num_ids(ids)
         own = position[start : start + count]
         start += count
         if isinstance(ids, Jagged):

@@ -90,8 +90,10 @@ class Tables(nn.Module):
         """
         distinct: dict[str, Tensor] = {}
         position: dict[str, Tensor] = {}
+        num_distinct_ids: dict[str, int] = {}
         for name in self.specs:
-            distinct[name], position[name] = self._distinct_rows(name, requests.get(name, ()))
+            rows_U, position_N, num_ids = self._distinct_rows(name, requests.get(name, ()))
+            distinct[name], position[name], num_distinct_ids[name] = rows_U, position_N, num_ids
         return Asked(
             requests=requests,
             distinct=distinct,
@@ -99,6 +101,7 @@ class Tables(nn.Module):
             resets={} if self.ids is None else self.ids.drain_resets(),
             sharded=self.sharded,
             longest=LongestOfAll(max([1, *(int(distinct[name].shape[0]) for name in self.sharded)])),
+            num_distinct_ids=num_distinct_ids,
         )
 
     def forward(self, asked: Asked | Mapping[str, Sequence[Ids]]) -> dict[str, list[Tensor]]:
@@ -114,15 +117,17 @@ class Tables(nn.Module):
         found: dict[str, list[Tensor]] = self.hand_out(asked, vectors)
         return found
 
-    def _distinct_rows(self, name: str, asked: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-        """The distinct rows (U,) of a table, and for each id which of them are its own: (N,), or (N, K)."""
+    def _distinct_rows(self, name: str, asked: Sequence[Ids]) -> tuple[Tensor, Tensor, int]:
+        """The distinct rows (U,) of a table, for each id which of them are its own: (N,), or (N, K); and how many
+        distinct ids there are."""
         num_rows = self.specs[name].num_rows
         if self.ids is None or self.ids.specs[name].mode is IdMode.direct:
-            return _distinct(_within(_flat_ids(asked), num_rows), num_rows)
+            row_U, position_N = _distinct(_within(_flat_ids(asked), num_rows), num_rows)
+            return row_U, position_N, int(row_U.shape[0])
         key_U, position_N = torch.unique(_flat_ids(asked), return_inverse=True)
         row_UK = self.ids(name, key_U)
         distinct, place = _distinct(row_UK.reshape(-1), num_rows)
-        return distinct, place.view(row_UK.shape).index_select(0, position_N)
+        return distinct, place.view(row_UK.shape).index_select(0, position_N), int(key_U.shape[0])
 
 
 def collection_of(specs: Sequence[TableSpec]) -> nn.Module:

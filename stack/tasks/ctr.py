@@ -87,6 +87,9 @@ class CtrTask(Task):
         logit_E1: Tensor = self.head(user.rep_MR, candidate_EC, moment_E)
         return logit_E1.squeeze(1)
 
+    def ends(self) -> tuple[nn.Linear, ...]:
+        return (self.head.last,)
+
     def loss(self, score_E: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         clicked_E = labels["clicked"]
         logit_E = score_E - sampling_shift(labels, self.sampling)

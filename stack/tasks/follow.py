@@ -66,8 +66,7 @@ class FollowTask(Task):
             dropout=dropout, num_dense=num_dense,
         )  # fmt: skip
         self.wide = nn.Linear(num_dense, 1, bias=False) if num_dense else None
-        last = self.head.join.rest[-1]
-        assert isinstance(last, nn.Linear)
+        last = self.head.join.last
         nn.init.constant_(last.bias, math.log(prior / (1 - prior)))
         if self.wide is not None:
             nn.init.zeros_(self.wide.weight)
@@ -99,6 +98,9 @@ class FollowTask(Task):
         deep_E: Tensor = self.head(user, torch.cat([item_EO, standard_EF], dim=1), moment_E)
         wide_E1: Tensor = self.wide(standard_EF)
         return deep_E + wide_E1.squeeze(1)
+
+    def ends(self) -> tuple[nn.Linear, ...]:
+        return (self.head.join.last,) if self.wide is None else (self.head.join.last, self.wide)
 
     def loss(self, score_E: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         return binary_loss(score_E, labels["responded"])

@@ -66,6 +66,7 @@ class NextItemTask(Task):
 
     group: ClassVar[str] = "impression"
     looks_up_candidates: ClassVar[bool] = True
+    gives_log_odds: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ class PowerTask(Task):
     group: ClassVar[str] = "price"
     looks_up_candidates: ClassVar[bool] = False
     per_moment: ClassVar[tuple[str, ...]] = ("head",)
+    gives_log_odds: ClassVar[bool] = False
 
     def __init__(self, *, num_rep: int, num_tiers: int = 7, norm: Norm = Norm.none, dropout: float = 0.0) -> None:
         super().__init__()

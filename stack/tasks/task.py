@@ -90,6 +90,8 @@ class Task(nn.Module, ABC):
     looks_up_candidates: ClassVar[bool]
     per_moment: ClassVar[tuple[str, ...]] = ()
     """Modules that are given a row for each moment; all others a row for each example."""
+    gives_log_odds: ClassVar[bool] = True
+    """Whether a score says how likely its label is, and not an order or a class alone."""
     sampling: Sampling = Sampling.none
 
     @classmethod
@@ -108,6 +110,21 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def loss(self, score_E: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(loss_E, weight_E, label_E) as `TaskOutput` has them."""
+
+    def ends(self) -> tuple[nn.Linear, ...]:
+        """The linear maps whose sum is the score, where that is one log-odds; else none."""
+        return ()
+
+    @torch.no_grad()
+    def rescale(self, *, scale: float, shift: float) -> None:
+        """From now on a score is `scale` times what it was, and `shift` more. Only where it has `ends`."""
+        for end in self.ends():
+            end.weight.mul_(scale)
+            if end.bias is not None:
+                end.bias.mul_(scale)
+        first = self.ends()[0]
+        assert first.bias is not None
+        first.bias.add_(shift)
 
     def forward(self, user: UserState, features_EI: Tensor, examples: Examples) -> TaskOutput:
         score_E = self.score(user, self.item_half(features_EI), examples.dense_EF, examples.moment_E)

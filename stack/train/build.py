@@ -33,16 +33,18 @@ from stack.tables.config import TablesConfig, table_specs
 from stack.tables.optim import fuse_optimizer
 from stack.tables.plan_config import PlanConfig
 from stack.tables.plan_file import save_plan
-from stack.tables.shard import dense_parameters, shard
+from stack.tables.shard import dense_parameters, shard, tables_in
 from stack.tables.touched import track_touched
 from stack.tables.with_ids import managed_blocks, specs_with_ids
 from stack.tasks import TASKS, TasksConfig
+from stack.telemetry.config import TelemetryConfig
 from stack.telemetry.console import say
 from stack.towers.config import ModelConfig
 from stack.train.config import TrainConfig
 from stack.train.id_log import IdLog
 from stack.train.id_state import id_maps
 from stack.train.loop import Loop
+from stack.train.meter import Meter, SaveMeter, tell_data
 from stack.train.optim import Decay, OptimConfig, Schedule, build_dense_optimizer, build_schedule
 from stack.train.periodic import Bar, Curves, Line, Periodic, RefusalLimit, Save, StepLog
 from stack.train.ranks import same_on_all_ranks, sum_over_ranks
@@ -52,6 +54,7 @@ from stack.train.saving import Saver, context_of, crew
 from stack.train.step import Stepper
 from stack.train.steps import steps_of
 from stack.train.tally import Tally
+from stack.train.telemetry import Telemetry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,7 @@ class Setup:
     plan: PlanConfig = field(default_factory=PlanConfig)
     ids: IdsConfig = field(default_factory=IdsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
     @property
     def chain_place(self) -> Path | str:
@@ -189,13 +193,16 @@ def build_loop(
     newest: int | None = None,
     origin: Checkpoint | None = None,
     stretch: Stretch | None = None,
+    telemetry: Telemetry | None = None,
 ) -> Loop:
     """Everything ready to learn from a stretch of days (None: all of `train`), from the beginning or from `checkpoint`.
 
     Its versions go into the chain of the run, with `checkpoint` as the parent of the first; `newest` is the number of
     the newest version when that was chosen (None: now). Without a checkpoint the model begins with the numbers of
-    `origin`, a version of another chain, or with its first values.
+    `origin`, a version of another chain, or with its first values. `telemetry`: of this process (None: it is counted,
+    and nobody is shown).
     """
+    telemetry = telemetry or Telemetry(setup.telemetry)
     dataset = Dataset(setup.dataset)
     stretch = stretch or full_training(setup, checkpoint, origin)
     model = build_sharded_model(
@@ -229,7 +236,10 @@ def build_loop(
         seed=setup.run.seed,
     )
     tables = places_of(setup.model, setup.tasks, dataset.schema).tables()
+    sizes = {name: spec.num_rows for _, part in tables_in(model) for name, spec in part.specs.items()}
+    tell_data(telemetry.metrics, dataset, days=stretch.days, num_rows=sizes)
     chain = chain_of(setup.chain_place)
+    meter = SaveMeter(telemetry.metrics, then=Retention(chain, setup.checkpoint))
     saver = Saver(
         ChainWriter(
             chain,
@@ -239,7 +249,7 @@ def build_loop(
             newest=newest,
             clocks={} if restored is None or checkpoint is None else restored.clocks,
             rewritten=() if restored is None else restored.rewritten,
-            after=Retention(chain, setup.checkpoint),
+            after=meter.committed,
         ),
         model=model,
         optimizer=optimizer,
@@ -249,11 +259,14 @@ def build_loop(
         first_step=start.first_step,
         metrics=stretch.metrics,
         dataset=dataset,
+        meter=meter,
     )
     return Loop(
         loader=loader,
         steps=steps_of(setup.train, stepper, device=device),
-        periodics=_periodics(setup, saver, maps=id_maps(model), first_step=start.step, num_steps=num_steps),
+        periodics=_periodics(
+            setup, saver, telemetry, maps=id_maps(model), device=device, first_step=start.step, num_steps=num_steps
+        ),
         step=start.step,
         num_steps=num_steps,
         tally=Tally.of_numbers(start.numbers),
@@ -305,24 +318,38 @@ def _told(stretch: Stretch) -> str:
 
 
 def _periodics(
-    setup: Setup, saver: Saver, *, maps: IdMaps | None, first_step: int, num_steps: int
+    setup: Setup,
+    saver: Saver,
+    telemetry: Telemetry,
+    *,
+    maps: IdMaps | None,
+    device: torch.device,
+    first_step: int,
+    num_steps: int,
 ) -> Sequence[Periodic]:
     """In the order in which they come after each step; what writes for all is on rank 0 alone."""
+    metrics, mishaps = telemetry.metrics, telemetry.mishaps
     everywhere: list[Periodic] = [
         RefusalLimit(limit=setup.train.max_refused_batches),
         Save(saver, every_steps=setup.train.save_every_steps),
     ]
     folder, every_steps = setup.run.folder, setup.train.log_every_steps
     first = dist.get_rank() == 0
+    if setup.telemetry.enabled:
+        window = setup.telemetry.window_steps
+        everywhere.insert(0, Meter(metrics, window_steps=window, num_steps=num_steps, device=device))
     if maps is not None and maps.managed_names:
         curves = folder / CURVES / "ids"
-        log = IdLog(maps, folder / IDS, curves, every_steps=every_steps, first_step=first_step, writes=first)
+        log = IdLog(
+            maps, folder / IDS, curves, every_steps=every_steps, first_step=first_step, writes=first, metrics=metrics,
+            mishaps=mishaps,
+        )  # fmt: skip
         everywhere.insert(0, log)
     if not first:
         return everywhere
     return [
-        StepLog(folder / STEPS, first_step=first_step),
-        Curves(folder / CURVES, every_steps=every_steps, first_step=first_step),
+        StepLog(folder / STEPS, first_step=first_step, mishaps=mishaps),
+        Curves(folder / CURVES, every_steps=every_steps, first_step=first_step, mishaps=mishaps),
         Line(every_steps=every_steps),
         Bar(num_steps=num_steps, num_steps_done=first_step),
         *everywhere,

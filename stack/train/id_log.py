@@ -9,11 +9,12 @@ from pathlib import Path
 import msgspec
 import torch
 import torch.distributed as dist
-from torch.utils.tensorboard import SummaryWriter
 
-from stack.base.files import cut_lines
 from stack.ids.managed import MapFigures
 from stack.ids.maps import IdMaps
+from stack.telemetry.logs import Board, LineLog
+from stack.telemetry.metrics import TrainMetrics
+from stack.telemetry.mishaps import Mishaps
 from stack.train.periodic import Moment, Periodic
 
 
@@ -23,37 +24,56 @@ class IdLog(Periodic):
     Sums over all processes, so it is on all of them; rank 0 writes. Counts are those since the line before; `num_held`
     and `occupancy` are as of now. Lines after `first_step` (a killed run's) are cut. `curves` is a folder of its own:
     of two writers in one, TensorBoard takes the second for a restart of the first, and drops what that has told.
+    `metrics` are told what this process alone has done.
     """
 
     def __init__(
-        self, maps: IdMaps, path: Path, curves: Path, *, every_steps: int, first_step: int, writes: bool
+        self,
+        maps: IdMaps,
+        path: Path,
+        curves: Path,
+        *,
+        every_steps: int,
+        first_step: int,
+        writes: bool,
+        metrics: TrainMetrics,
+        mishaps: Mishaps,
     ) -> None:
+        def learnt(line: bytes) -> bool:
+            return msgspec.json.decode(line, type=_Line).step <= first_step
+
         self._maps = maps
         self._every_steps = every_steps
+        self._metrics = metrics
         self._before = {name: MapFigures() for name in maps.managed_names}
-        self._file = self._writer = None
-        if writes:
-            cut_lines(path, keep=lambda line: msgspec.json.decode(line, type=_Line).step <= first_step)
-            self._file = path.open("ab")
-            self._writer = SummaryWriter(str(curves), purge_step=first_step + 1)
+        self._own_before = dict(self._before)
+        self._log = LineLog(path, keep=learnt, part="ids", mishaps=mishaps) if writes else None
+        self._board = Board(curves, first_step=first_step, part="curves", mishaps=mishaps) if writes else None
 
     def after_step(self, moment: Moment) -> None:
         if moment.step % self._every_steps:
             return
-        for name, figures in _over_processes(self._maps.figures()).items():
+        own = self._maps.figures()
+        self._tell(own)
+        for name, figures in _over_processes(own).items():
             told = _told(figures - self._before[name], now=figures)
             self._before[name] = figures
-            if self._file is None or self._writer is None:
-                continue
-            self._file.write(msgspec.json.encode({"step": moment.step, "table": name, **told}) + b"\n")
-            self._file.flush()
-            for what, value in told.items():
-                self._writer.add_scalar(f"ids/{name}/{what}", value, moment.step)
+            if self._log is not None and self._board is not None:
+                self._log.add({"step": moment.step, "table": name, **told})
+                self._board.add({f"ids/{name}/{what}": value for what, value in told.items()}, step=moment.step)
 
     def close(self) -> None:
-        if self._file is not None and self._writer is not None:
-            self._file.close()
-            self._writer.close()
+        if self._log is not None and self._board is not None:
+            self._log.close()
+            self._board.close()
+
+    def _tell(self, own: Mapping[str, MapFigures]) -> None:
+        for name, figures in own.items():
+            since = figures - self._own_before[name]
+            self._metrics.held.labels(name).set(figures.num_held)
+            self._metrics.admitted.labels(name).inc(since.num_admitted)
+            self._metrics.evicted.labels(name).inc(since.num_evicted)
+            self._own_before[name] = figures
 
 
 def _over_processes(figures: Mapping[str, MapFigures]) -> dict[str, MapFigures]:

@@ -46,6 +46,8 @@ class Loop:
         moment: Moment | None = None
         step, tally = self.step, copy.deepcopy(self.tally)
         arrivals = _Arrivals(self.loader, num_batches=self.num_steps - self.step)
+        for periodic in self.periodics:
+            periodic.at_start()
         started = time.perf_counter()
         for done in self.steps.run(arrivals, first_step=step, asked_to_stop=lambda: request.asked):
             step += 1
@@ -58,6 +60,7 @@ class Loop:
                 cursor=done.cursor,
                 num_refused=tally.num_refused,
                 result=done.result,
+                own=done.own,
                 seconds=ended - started,
                 wait_seconds=arrivals.take_waited(),
                 tally=copy.deepcopy(tally),

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
-from torch.utils.tensorboard import SummaryWriter
 
 from stack.base.errors import NotFiniteError
-from stack.base.files import cut_lines
 from stack.data.loader import Cursor
 from stack.telemetry.console import say
+from stack.telemetry.logs import Board, LineLog
+from stack.telemetry.mishaps import Mishaps
 from stack.telemetry.progress import Progress
-from stack.train.step import StepResult
+from stack.train.step import Own, StepResult
 from stack.train.tally import Tally
 
 
@@ -31,6 +31,7 @@ class Moment:
     day: str
     num_refused: int
     result: StepResult
+    own: Own
     seconds: float
     wait_seconds: float
     tally: Tally = field(default_factory=Tally)
@@ -38,6 +39,9 @@ class Moment:
 
 class Periodic(ABC):
     """Something to do after steps."""
+
+    def at_start(self) -> None:  # noqa: B027  # most have nothing to begin
+        """Called once before the first step."""
 
     @abstractmethod
     def after_step(self, moment: Moment) -> None:
@@ -71,9 +75,11 @@ class RefusalLimit(Periodic):
 class StepLog(Periodic):
     """`steps.jsonl`: a line for every step, also refused ones. Lines after `first_step` (a killed run's) are cut."""
 
-    def __init__(self, path: Path, *, first_step: int) -> None:
-        cut_lines(path, keep=lambda line: msgspec.json.decode(line, type=_Step).step <= first_step)
-        self._file = path.open("ab")
+    def __init__(self, path: Path, *, first_step: int, mishaps: Mishaps) -> None:
+        def learnt(line: bytes) -> bool:
+            return msgspec.json.decode(line, type=_Step).step <= first_step
+
+        self._log = LineLog(path, keep=learnt, part="steps", mishaps=mishaps)
 
     def after_step(self, moment: Moment) -> None:
         record = {
@@ -84,19 +90,18 @@ class StepLog(Periodic):
             "wait_seconds": moment.wait_seconds,
         }
         del record["stop"]
-        self._file.write(msgspec.json.encode(record) + b"\n")
-        self._file.flush()
+        self._log.add(record)
 
     def close(self) -> None:
-        self._file.close()
+        self._log.close()
 
 
 class Curves(Periodic):
     """TensorBoard: losses by task, gradient norm, learning rate share, speed, every `every_steps` steps."""
 
-    def __init__(self, folder: Path, *, every_steps: int, first_step: int) -> None:
+    def __init__(self, folder: Path, *, every_steps: int, first_step: int, mishaps: Mishaps) -> None:
         self._every_steps = every_steps
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
+        self._board = Board(folder, first_step=first_step, part="curves", mishaps=mishaps)
 
     def after_step(self, moment: Moment) -> None:
         if moment.step % self._every_steps:
@@ -111,11 +116,10 @@ class Curves(Periodic):
             "speed/wait_share": moment.wait_seconds / moment.seconds,
             "data/refused_batches": moment.num_refused,
         }
-        for name, value in curves.items():
-            self._writer.add_scalar(name, value, moment.step)
+        self._board.add(curves, step=moment.step)
 
     def close(self) -> None:
-        self._writer.close()
+        self._board.close()
 
 
 class Line(Periodic):

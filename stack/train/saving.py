@@ -18,6 +18,7 @@ from stack.data.dataset import Dataset
 from stack.tables.shard import dense_parameters, dense_tensors, shardings, table_shards
 from stack.tables.touched import TouchedRows
 from stack.train.id_state import id_maps
+from stack.train.meter import SaveMeter
 from stack.train.optim import optimizer_state
 from stack.train.periodic import Moment
 from stack.train.ranks import from_first, totals
@@ -40,8 +41,10 @@ class Saver:
         first_step: int,
         metrics: Mapping[str, float | None],
         dataset: Dataset,
+        meter: SaveMeter,
     ) -> None:
         self._writer = writer
+        self._meter = meter
         self._model = model
         self._optimizer = optimizer
         self._touched = touched
@@ -58,40 +61,43 @@ class Saver:
         managed = {} if maps is None else maps.state()
         gone = {} if maps is None else maps.drain_gone()
         changed = self._touched.take()
-        self._writer.save(
-            State(
-                tables=tuple(sorted(self._shardings)),
-                shards=table_shards(self._model),
-                changed={name: rows for name, rows in changed.items() if name not in managed},
-                maps=managed,
-                gone={name: keys for name, keys in gone.items() if maps is not None and maps.tracks_changes(name)},
-                raw=self._raw,
-                dense=dense_tensors(self._model),
-                optimizer=optimizer_state(self._optimizer, dense_parameters(self._model)),
-                loop=LoopState(
-                    step=moment.step,
-                    first_step=self._first_step,
-                    epoch=moment.cursor.epoch,
-                    cursor=moment.cursor,
-                    numbers=dict(moment.tally.numbers()),
+        self._meter.asked()
+        with self._meter.failures():
+            self._writer.save(
+                State(
+                    tables=tuple(sorted(self._shardings)),
+                    shards=table_shards(self._model),
+                    changed={name: rows for name, rows in changed.items() if name not in managed},
+                    maps=managed,
+                    gone={name: keys for name, keys in gone.items() if maps is not None and maps.tracks_changes(name)},
+                    raw=self._raw,
+                    dense=dense_tensors(self._model),
+                    optimizer=optimizer_state(self._optimizer, dense_parameters(self._model)),
+                    loop=LoopState(
+                        step=moment.step,
+                        first_step=self._first_step,
+                        epoch=moment.cursor.epoch,
+                        cursor=moment.cursor,
+                        numbers=dict(moment.tally.numbers()),
+                    ),
                 ),
-            ),
-            Facts(
-                step=moment.step,
-                complete=moment.step == moment.num_steps,
-                context=self._context,
-                lineage=self._lineage,
-                shardings=self._shardings,
-                metrics={
-                    **self._metrics,
-                    **{f"loss/{name}": loss for name, loss in moment.tally.mean_losses().items()},
-                },
-            ),
-        )
+                Facts(
+                    step=moment.step,
+                    complete=moment.step == moment.num_steps,
+                    context=self._context,
+                    lineage=self._lineage,
+                    shardings=self._shardings,
+                    metrics={
+                        **self._metrics,
+                        **{f"loss/{name}": loss for name, loss in moment.tally.mean_losses().items()},
+                    },
+                ),
+            )
 
     def finish(self) -> None:
         """Waits until the last version is out. Raises `CheckpointError` where it could not be written."""
-        self._writer.wait()
+        with self._meter.failures():
+            self._writer.wait()
 
     def close(self) -> None:
         """Lets the last version be written, without the other processes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,10 @@ from stack.base.errors import NotFiniteError
 from stack.base.seed import derive
 from stack.data.batch import Batch
 from stack.layers.norm import BatchStatistics
-from stack.model import AskedBatch
+from stack.model import AskedBatch, UserModel
+from stack.tables.asked import Asked
 from stack.tables.optim import set_table_learning_rate
+from stack.tables.shard import dense_module
 from stack.tasks import TaskOutput
 from stack.train.optim import Schedule
 from stack.train.ranks import totals
@@ -56,6 +58,16 @@ class Sums:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Own:
+    """What this rank had of a step: `outputs` by task, without their graph; by table how many ids it looked up, and how
+    many different ones."""
+
+    outputs: Mapping[str, TaskOutput]
+    num_ids: Mapping[str, int]
+    num_distinct_ids: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Computed:
     """A step between its forward and its backward pass: this rank's `losses` by task, and what all ranks agreed on."""
 
@@ -63,6 +75,7 @@ class Computed:
     losses: Mapping[str, Tensor]
     sums: Sums
     rate_share: float
+    own: Own
 
 
 class Stepper:
@@ -87,6 +100,9 @@ class Stepper:
         seed: int,
     ) -> None:
         self.model = model
+        user_model = dense_module(model)
+        assert isinstance(user_model, UserModel)
+        self._user_model = user_model
         self.optimizer = optimizer
         self._parameters = list(parameters.values())
         self._schedule = schedule
@@ -108,12 +124,12 @@ class Stepper:
         torch.manual_seed(derive(self._seed, "step", step, dist.get_rank()))
         share = self._set_rates(step)
         refused_before = self._num_refused_by_norms()
-        outputs: dict[str, TaskOutput] = self.model(batch)
+        asked = self._user_model.ask(batch) if isinstance(batch, Batch) else batch
+        outputs: dict[str, TaskOutput] = self.model(asked)
         losses = {name: output.loss_E.sum() for name, output in outputs.items()}
-        data = batch if isinstance(batch, Batch) else batch.batch
-        num_bad = _num_not_finite(data) + self._num_refused_by_norms() - refused_before
-        sums = _sum_over_ranks(losses, outputs, data, num_bad=num_bad, asked_to_stop=asked_to_stop)
-        return Computed(step=step, losses=losses, sums=sums, rate_share=share)
+        num_bad = _num_not_finite(asked.batch) + self._num_refused_by_norms() - refused_before
+        sums = _sum_over_ranks(losses, outputs, asked.batch, num_bad=num_bad, asked_to_stop=asked_to_stop)
+        return Computed(step=step, losses=losses, sums=sums, rate_share=share, own=_own(asked, outputs))
 
     def learn(self, computed: Computed) -> StepResult:
         """The backward pass and the updates, unless the batch is refused. Raises as the whole step does."""
@@ -158,6 +174,21 @@ class Stepper:
             )
         self.optimizer.step()
         return norm
+
+
+def _own(asked: AskedBatch, outputs: Mapping[str, TaskOutput]) -> Own:
+    assert isinstance(asked.ids, Asked)
+    return Own(
+        outputs={
+            name: replace(
+                one, score_E=one.score_E.detach(), loss_E=one.loss_E.detach(), weight_E=one.weight_E.detach(),
+                label_E=one.label_E.detach(),
+            )
+            for name, one in outputs.items()
+        },
+        num_ids=asked.ids.num_ids,
+        num_distinct_ids=asked.ids.num_distinct_ids,
+    )  # fmt: skip
 
 
 def _num_not_finite(batch: Batch) -> int:

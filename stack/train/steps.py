@@ -32,7 +32,7 @@ from stack.model import AskedBatch, UserModel
 from stack.tables.collection import Tables
 from stack.tables.shard import dense_module
 from stack.train.config import Pipeline, TrainConfig
-from stack.train.step import Computed, Stepper, StepResult
+from stack.train.step import Computed, Own, Stepper, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class Done:
     """What a batch became; its cursor and day, whatever the loader has handed out since."""
 
     result: StepResult
+    own: Own
     cursor: Cursor
     day: str
 
@@ -71,10 +72,15 @@ class OneByOne(Steps):
 
     def run(self, loaded: Iterable[Loaded], *, first_step: int, asked_to_stop: Callable[[], bool]) -> Iterator[Done]:
         for step, one in enumerate(loaded, first_step):
-            result = self.stepper(to_device(one.batch, self.device), step=step, asked_to_stop=asked_to_stop())
-            yield Done(result=result, cursor=one.cursor, day=one.day)
-            if result.stop:
+            done = self._done(one, step=step, asked_to_stop=asked_to_stop())
+            yield done
+            if done.result.stop:
                 return
+
+    def _done(self, one: Loaded, *, step: int, asked_to_stop: bool) -> Done:
+        batch = to_device(one.batch, self.device)
+        computed = self.stepper.compute(batch, step=step, asked_to_stop=asked_to_stop)
+        return Done(result=self.stepper.learn(computed), own=computed.own, cursor=one.cursor, day=one.day)
 
 
 class SparseDist(Steps):
@@ -159,6 +165,7 @@ class _SparseDist(TrainPipelineSparseDist):  # type: ignore[misc]
         self._step = first_step
         self._asked_to_stop = asked_to_stop
         self._result: StepResult | None = None
+        self._own: Own | None = None
 
     def through(self, staged: Iterator[_Staged]) -> Iterator[Done]:
         """A step for each batch, until none is left in the pipeline."""
@@ -168,7 +175,8 @@ class _SparseDist(TrainPipelineSparseDist):  # type: ignore[misc]
             except StopIteration:  # how TorchRec says that all is done
                 return
             assert self._result is not None
-            yield Done(result=self._result, cursor=loaded.cursor, day=loaded.day)
+            assert self._own is not None
+            yield Done(result=self._result, own=self._own, cursor=loaded.cursor, day=loaded.day)
 
     def let_go(self) -> None:
         """The model looks up by itself again; batches that were begun are dropped, and the loader with them."""
@@ -183,7 +191,7 @@ class _SparseDist(TrainPipelineSparseDist):  # type: ignore[misc]
 
     def _backward(self, losses: Computed) -> None:
         """`losses` is what `_compute` gave first."""
-        self._result = self._stepper.learn(losses)
+        self._result, self._own = self._stepper.learn(losses), losses.own
 
     def _optimizer_step(self) -> None:
         """Done by `learn`, and not at all where a batch is refused."""

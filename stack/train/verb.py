@@ -15,6 +15,7 @@ from stack.train.build import Setup, build_loop
 from stack.train.ranks import barrier
 from stack.train.resume import held, origin_of, sound_checkpoint
 from stack.train.run_folder import check_start, write_facts
+from stack.train.telemetry import Telemetry
 
 STOPPED_STATUS = 143
 
@@ -53,9 +54,13 @@ def train(setup: Setup) -> None:
             )
             chain_of(setup.chain_place, for_writing=True)  # refuses what cannot keep a chain before any work is done
         barrier()
+        telemetry = Telemetry(setup.telemetry)
         with held(chain, checkpoint, setup.checkpoint):
-            loop = build_loop(setup, device=device, checkpoint=checkpoint, newest=newest, origin=origin)
-        finished = loop.run()
+            loop = build_loop(
+                setup, device=device, checkpoint=checkpoint, newest=newest, origin=origin, telemetry=telemetry
+            )
+        with telemetry.shown(setup.run, world):
+            finished = loop.run()
     if not finished:
         say(f"stopped as asked, and saved: the same command goes on from {folder}")
         raise SystemExit(STOPPED_STATUS)

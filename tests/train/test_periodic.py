@@ -10,10 +10,11 @@ import pytest
 from stack.base.errors import ConfigError, DataError
 from stack.data.dataset import Dataset
 from stack.data.loader import Cursor
+from stack.telemetry.mishaps import uncounted
 from stack.train.build import training_days
 from stack.train.config import TrainConfig
 from stack.train.periodic import Curves, Line, Moment, Save, StepLog
-from stack.train.step import StepResult
+from stack.train.step import Own, StepResult
 
 
 def moment(step: int, **losses: float) -> Moment:
@@ -23,7 +24,7 @@ def moment(step: int, **losses: float) -> Moment:
     )  # fmt: skip
     return Moment(
         step=step, num_steps=2_000, cursor=Cursor(step=step), day="2017-03-04", num_refused=1, result=result,
-        seconds=0.5, wait_seconds=0.1,
+        own=Own(outputs={}, num_ids={}, num_distinct_ids={}), seconds=0.5, wait_seconds=0.1,
     )  # fmt: skip
 
 
@@ -72,13 +73,13 @@ def test_nothing_is_saved_where_there_was_nothing_to_do() -> None:
 
 
 def test_the_step_log_forgets_what_a_killed_run_did_after_its_checkpoint(tmp_path: Path) -> None:
-    log = StepLog(tmp_path / "steps.jsonl", first_step=0)
+    log = StepLog(tmp_path / "steps.jsonl", first_step=0, mishaps=uncounted())
     for step in (1, 2, 3):
         log.after_step(moment(step, ctr=0.5))
     log.close()
     with (tmp_path / "steps.jsonl").open("ab") as file:
         file.write(b'{"step":4,"day"')  # half a line
-    log = StepLog(tmp_path / "steps.jsonl", first_step=2)
+    log = StepLog(tmp_path / "steps.jsonl", first_step=2, mishaps=uncounted())
     log.after_step(moment(3, ctr=0.25))
     log.close()
     lines = [msgspec.json.decode(line) for line in (tmp_path / "steps.jsonl").read_bytes().splitlines()]
@@ -88,7 +89,7 @@ def test_the_step_log_forgets_what_a_killed_run_did_after_its_checkpoint(tmp_pat
 def test_curves_are_written_at_their_cadence(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    curves = Curves(tmp_path, every_steps=2, first_step=0)
+    curves = Curves(tmp_path, every_steps=2, first_step=0, mishaps=uncounted())
     for step in range(1, 6):
         curves.after_step(moment(step, ctr=float(step)))
     curves.close()
