@@ -129,7 +129,9 @@ def test_one_flipped_bit_in_any_file_is_found(chain: Chain) -> None:
 
 
 @pytest.mark.parametrize(
-    "cut", [lambda size: 0, lambda size: 1, lambda size: size // 2, lambda size: size - 1, None], ids=str
+    "cut",
+    [lambda size: 0, lambda size: 1, lambda size: size // 2, lambda size: size - 1, None],
+    ids=["empty", "one byte", "half", "all but one byte", "missing"],
 )
 def test_a_file_that_is_short_empty_or_missing_is_named(
     chain: Chain, each_file: Iterator[tuple[str, Path, set[int]]], cut: Callable[[int], int] | None

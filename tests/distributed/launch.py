@@ -24,23 +24,30 @@ def run_ranks(module: str, *arguments: str | Path, world_size: int, local_size: 
     `local_size`: ranks of a host (None: one host). Hosts are only told apart by the variables that a launcher sets.
     """
     local_size = local_size or world_size
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    variables = [
-        {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_RANK": str(rank % local_size),
-            "LOCAL_WORLD_SIZE": str(local_size),
-            "GROUP_RANK": str(rank // local_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        for rank in range(world_size)
-    ]
-    return run_together([command] * world_size, variables)
+    with _kept_port() as port:
+        variables = [
+            {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_RANK": str(rank % local_size),
+                "LOCAL_WORLD_SIZE": str(local_size),
+                "GROUP_RANK": str(rank // local_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            for rank in range(world_size)
+        ]
+        return run_together([command] * world_size, variables)
+
+
+@contextlib.contextmanager
+def _kept_port() -> Iterator[int]:
+    """A port that nobody else is given in the block: bound, but without a listener, so that rank 0 can listen there."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 def run_together(commands: Sequence[Sequence[str]], variables: Sequence[Mapping[str, str]] | None = None) -> list[str]:
