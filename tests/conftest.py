@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 TOGETHER = ("export", "daily")
-"""Folders whose tests share what takes long to make: one worker has all of each. Of other folders it has whole files."""
+"""Folders whose tests share what takes long to make: one worker has all of each. Others are handed out by file."""
 
 # before torch is imported: threads that spin while they wait take the core of the other worker
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
