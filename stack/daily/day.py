@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,7 @@ from stack.train.build import Setup, Stretch, build_loop
 from stack.train.loop import Loop
 from stack.train.periodic import Save
 from stack.train.resume import held, opened
+from stack.train.telemetry import Telemetry
 
 _EARLIER = "before/"
 """Begins the names of metrics that are the figures of the version before on the day."""
@@ -57,7 +59,9 @@ class Night:
     config: DailyConfig
     device: torch.device
     timelines_per_batch: int
+    telemetry: Telemetry
     seconds: dict[str, float] = field(default_factory=dict)
+    _seconds_before: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -65,6 +69,15 @@ class Night:
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def next_day(self) -> None:
+        """Phases begin anew."""
+        self._seconds_before.update(self.seconds)
+        self.seconds.clear()
+
+    def all_seconds(self) -> dict[str, float]:
+        """By phase, of all days so far."""
+        return dict(self._seconds_before + Counter(self.seconds))
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -194,7 +207,10 @@ def _loop(
         metrics=metrics,
     )
     setup = replace(night.setup, train=train)
-    loop = build_loop(setup, device=night.device, checkpoint=checkpoint, newest=resolved.newest, stretch=stretch)
+    loop = build_loop(
+        setup, device=night.device, checkpoint=checkpoint, newest=resolved.newest, stretch=stretch,
+        telemetry=night.telemetry,
+    )  # fmt: skip
     gate = Gate(loop.stepper.model, history=history, config=config)
     place = next(index for index, one in enumerate(loop.periodics) if isinstance(one, Save))
     return replace(loop, periodics=[*loop.periodics[:place], gate, *loop.periodics[place:]])

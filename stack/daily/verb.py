@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 
 import torch
@@ -24,11 +25,13 @@ from stack.daily.ranks import told_by_first
 from stack.daily.records import DayLog, Line, Quarantine, put_once, quarantine_name
 from stack.daily.resolve import Resolved, finished, since_base
 from stack.daily.table import table_of
+from stack.daily.told import told_at_end
 from stack.data.canonical import DataConfig
 from stack.data.ingest_config import IngestConfig
 from stack.telemetry.console import say, show
 from stack.train.build import Setup
 from stack.train.run_folder import check_start, composed_of_run, write_facts
+from stack.train.telemetry import Telemetry
 from stack.train.verb import STOPPED_STATUS, own_share_of_cores
 
 QUARANTINED_STATUS = 3
@@ -56,7 +59,12 @@ def daily(
         torch.set_num_threads(setup.train.num_threads or own_share_of_cores(world))
         seed_everything(setup.run.seed)
         chain = chain_of(setup.chain_place)
-        night = Night(setup=setup, chain=chain, config=config, device=device, timelines_per_batch=timelines_per_batch)
+        telemetry = Telemetry(setup.telemetry)
+        night = Night(
+            setup=setup, chain=chain, config=config, device=device, timelines_per_batch=timelines_per_batch,
+            telemetry=telemetry,
+        )  # fmt: skip
+        lines: list[Line] = []
 
         def begin() -> tuple[str, ...]:
             base = finished(chain)
@@ -68,26 +76,28 @@ def daily(
             _write_facts(night, world, base)
             return days
 
-        days = told_by_first(begin, tuple[str, ...])
-        _Days(night).learn(days)
+        with told_at_end(night, lines) if world.first else nullcontext():
+            days = told_by_first(begin, tuple[str, ...])
+            with telemetry.shown(setup.run, world):
+                _Days(night, lines).learn(days)
     say(f"daily: {days[-1]} is learnt, in {chain.store.url}")
 
 
 class _Days:
-    """The days of a call, one after the other."""
+    """The days of a call, one after the other; `lines` grow on the way."""
 
-    def __init__(self, night: Night) -> None:
+    def __init__(self, night: Night, lines: list[Line]) -> None:
         self._night = night
+        self._lines = lines
         self._first = dist.get_rank() == 0
         self._log = DayLog(night.setup.run.folder) if self._first else None
-        self._lines: list[Line] = []
 
     def learn(self, days: Sequence[str]) -> None:
         try:
             verify = True
             for day in days:
                 verify = not self._learn(day, verify=verify) and verify
-                self._night.seconds.clear()
+                self._night.next_day()
         finally:
             if self._lines:
                 show(table_of(self._lines))

@@ -15,12 +15,13 @@ Packages are named, never addressed: they are folders beside the one that the se
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -62,7 +63,7 @@ T = TypeVar("T")
 
 
 def build_admin(
-    fleet: Fleet, *, tokens: Tokens, registries: Callable[[], list[CollectorRegistry]], num_alive: Callable[[], int],
+    fleet: Fleet, *, tokens: Tokens, registries: Callable[[], Sequence[Collector]], num_alive: Callable[[], int],
     body_timeout_seconds: float,
 ) -> Starlette:  # fmt: skip
     """The application. `registries`: what is scraped; `num_alive`: workers that answer."""

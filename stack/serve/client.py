@@ -44,13 +44,14 @@ class Running:
 
 @contextmanager
 def running_server(package: Path, *, options: Sequence[str] = ()) -> Iterator[Running]:
-    """Runs `stack serve` for `package` on free ports of this machine, and stops it at the end.
+    """Runs `stack serve` for `package` on free ports of this machine, and stops it at the end. Prometheus is told of it
+    only where `options` have telemetry.enabled=true.
 
     Raises: `UserError` with what the server said, where it does not start.
     """
     command = [
         sys.executable, "-m", "stack", "serve", f"serve.package={package}", "serve.port=0", "serve.admin_port=0",
-        *options,
+        "telemetry.enabled=false", *options,
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:

@@ -4,19 +4,22 @@ until it is told to stop (SIGINT, SIGTERM)."""
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import shutil
 import signal
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import uvicorn
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from stack.base.errors import ConfigError
 from stack.base.files import write_text
@@ -25,14 +28,26 @@ from stack.serve.admin import build_admin
 from stack.serve.config import ServeConfig
 from stack.serve.crew import Crew
 from stack.serve.fleet import Fleet
+from stack.serve.record import make_record_folder
 from stack.serve.tokens import Tokens, generate_token
 from stack.telemetry.console import say
+from stack.telemetry.exporter import Target, findable
+from stack.telemetry.exposition import Exposed
 from stack.telemetry.metrics import ServerMetrics
+from stack.telemetry.mishaps import uncounted
 
 _BACKLOG = 1024
 
 
-def serve(config: ServeConfig) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """Where Prometheus is told of the server; `address`: by which it reaches one that listens on all of them."""
+
+    targets: Path
+    address: str
+
+
+def serve(config: ServeConfig, *, watched: Watched | None = None) -> None:
     """Loads the package, says the address once it can answer, and returns after a stop signal.
 
     Raises: `PackageError` for a package that cannot be served, `MachineError` where an address is taken.
@@ -40,12 +55,15 @@ def serve(config: ServeConfig) -> None:
     if not config.package:
         raise ConfigError("serve.package is empty: name the folder that `stack export` wrote, runs/<run>/package")
     package = Path(config.package).absolute()
+    if config.record is not None:
+        make_record_folder(config.record)
     with (
         _work_folder() as work,
         bound(config.host, config.port, option="serve.") as listener,
         bound(config.admin_host, config.admin_port, option="serve.admin_") as admin,
     ):
-        asyncio.run(_Server(config, package=package, work=work, listener=listener, admin=admin).run())
+        server = _Server(config, package=package, work=work, listener=listener, admin=admin, watched=watched)
+        asyncio.run(server.run())
     say("stopped")
 
 
@@ -53,9 +71,17 @@ class _Server:
     """The supervisor of the workers."""
 
     def __init__(
-        self, config: ServeConfig, *, package: Path, work: Path, listener: socket.socket, admin: socket.socket
+        self,
+        config: ServeConfig,
+        *,
+        package: Path,
+        work: Path,
+        listener: socket.socket,
+        admin: socket.socket,
+        watched: Watched | None,
     ) -> None:
         self._config = config
+        self._watched = watched
         self._package = package
         self._work = work
         self._listener, self._admin_listener = listener, admin
@@ -85,7 +111,8 @@ class _Server:
                 for listener in (self._listener, self._admin_listener):
                     listener.listen(_BACKLOG)  # whoever reads the addresses may ask at once
                 self._announce(fleet)
-                await self._until_stopped(stopping, self._admin(fleet, crew, tokens), crew)
+                with self._findable(fleet):
+                    await self._until_stopped(stopping, self._admin(fleet, crew, tokens), crew)
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
@@ -111,10 +138,21 @@ class _Server:
             )
         )  # fmt: skip
 
-    def _registries(self) -> list[CollectorRegistry]:
+    def _findable(self, fleet: Fleet) -> AbstractContextManager[None]:
+        """Prometheus is told where the admin's address is."""
+        if self._watched is None:
+            return nullcontext()
+        host, port = self._admin_listener.getsockname()[:2]
+        if ipaddress.ip_address(host).is_unspecified:
+            host = self._watched.address
+        run = fleet.versions[fleet.labels.stable].manifest.lineage.run
+        target = Target(folder=self._watched.targets, run=run, role="serve", number=port)
+        return findable(target, host, port, mishaps=uncounted())
+
+    def _registries(self) -> list[Collector]:
         workers = CollectorRegistry()
         MultiProcessCollector(workers, path=str(self._work / "metrics"))  # type: ignore[no-untyped-call]
-        return [self._registry, workers]
+        return [Exposed(self._registry), workers]
 
     def _token_file(self) -> Path:
         if self._config.admin_tokens is not None:

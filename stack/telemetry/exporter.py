@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from wsgiref.simple_server import WSGIServer
@@ -27,40 +27,56 @@ from stack.base.files import write_bytes
 from stack.telemetry.exposition import Exposed
 from stack.telemetry.mishaps import Mishaps
 
-PART = "exporter"
+_PART = "exporter"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Who is scraped: `role` train, then `rank` is its place in the job, or serve, then it is the port."""
+    """Who is scraped, and where that is said. `role`: train, where `number` is the rank; or serve, where it is the port."""
 
     folder: Path
     run: str
     role: str
-    rank: int
+    number: int
 
     @property
     def path(self) -> Path:
-        return self.folder / f"{self.run}.{self.role}.{self.rank}.json"
+        return self.folder / f"{self.run}.{self.role}.{self.number}.json"
 
     def write(self, host: str, port: int) -> None:
         """Raises `OSError`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        labels = {"run": self.run, "rank": str(self.rank), "role": self.role}
+        labels = {"run": self.run, "role": self.role}
+        if self.role == "train":
+            labels["rank"] = str(self.number)
         write_bytes(self.path, msgspec.json.encode([{"targets": [address], "labels": labels}]) + b"\n")
 
-    def remove(self) -> None:
-        """Raises `OSError`, but not where it is gone already."""
-        self.path.unlink(missing_ok=True)
-
     def remove_ranks_from(self, world_size: int) -> None:
-        """What a larger start of the same run left."""
+        """What a larger start of the same run left. Raises `OSError`."""
         name = re.compile(rf"{re.escape(self.run)}\.{self.role}\.(\d+)\.json")
         for path in self.folder.glob("*.json"):
             found = name.fullmatch(path.name)
             if found and int(found[1]) >= world_size:
                 path.unlink(missing_ok=True)
+
+
+@contextmanager
+def findable(target: Target, host: str, port: int, *, mishaps: Mishaps) -> Iterator[None]:
+    """Prometheus is told of an address for as long as the block takes, and longer where that fails."""
+    with mishaps.survived("targets"):
+        target.write(host, port)
+    ended = False
+    try:
+        yield
+        ended = True
+    except SystemExit:  # an end that was meant
+        ended = True
+        raise
+    finally:
+        if ended:
+            with mishaps.survived("targets"):
+                target.path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -70,25 +86,20 @@ def exported(
     """Shows `registry`, and figures of the process, on a port for as long as the block takes: on a free one where
     `port` is taken, and not at all where there is none either. `world_size`: processes of the job."""
     ProcessCollector(registry=registry)
-    server = thread = None
-    with mishaps.survived(PART):
-        server, thread = _listening(registry, address=address, port=port, mishaps=mishaps)
-    if server is not None:
-        with mishaps.survived("targets"):
-            target.remove_ranks_from(world_size)
-            target.write(address, server.server_port)
-    try:
+    with ExitStack() as stack:
+        with mishaps.survived(_PART):
+            server, thread = _listening(registry, address=address, port=port, mishaps=mishaps)
+            stack.callback(_stop, server, thread)
+            with mishaps.survived("targets"):
+                target.remove_ranks_from(world_size)
+            stack.enter_context(findable(target, address, server.server_port, mishaps=mishaps))
         yield
-    except SystemExit:  # a way to end that was meant
-        _forget(target, mishaps)
-        raise
-    else:
-        _forget(target, mishaps)
-    finally:
-        if server is not None and thread is not None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+
+
+def _stop(server: WSGIServer, thread: threading.Thread) -> None:
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 def _listening(
@@ -100,10 +111,5 @@ def _listening(
         return start_http_server(port, address, registry=shown)
     except (OSError, OverflowError) as error:
         server, thread = start_http_server(0, address, registry=shown)
-        mishaps.tell(PART, f"port {port} of {address} cannot be had ({error}): it is {server.server_port}")
+        mishaps.tell(_PART, f"port {port} of {address} cannot be had ({error}): it is {server.server_port}")
         return server, thread
-
-
-def _forget(target: Target, mishaps: Mishaps) -> None:
-    with mishaps.survived("targets"):
-        target.remove()

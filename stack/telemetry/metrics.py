@@ -47,6 +47,12 @@ class WorkerMetrics:
             ("result",),
             **of,
         )
+        self.recorded = Counter(
+            "stack_serve_recorded_total",
+            "Requests chosen to be recorded (`serve.record`), by result: written, full, failed.",
+            ("result",),
+            **of,
+        )
         self.not_finite = Counter(
             "stack_serve_not_finite_total", "Answers that held a number that is not finite, and were refused.", **of
         )

@@ -31,7 +31,7 @@ class Telemetry:
         if not config.enabled:
             yield
             return
-        target = Target(folder=config.targets_folder(run.dir), run=run.name, role="train", rank=world.rank)
+        target = Target(folder=config.targets_folder(run.dir), run=run.name, role="train", number=world.rank)
         port = config.port and config.port + world.local_rank
         with exported(
             self.registry, target, address=config.address, port=port, world_size=world.size, mishaps=self.mishaps
