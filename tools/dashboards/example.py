@@ -48,7 +48,7 @@ def processes(start: float, end: float) -> Iterator[Process]:
     for number, (run, rank) in enumerate((("demo", 0), ("demo", 1), ("marketplace", 0))):
         registry = CollectorRegistry()
         labels = {"instance": f"127.0.0.1:{9400 + number}", "role": "train", "run": run, "rank": str(rank)}
-        yield _process(labels, registry, _Training(TrainMetrics(registry), run=run, rank=rank, start=start, end=end))
+        yield _process(labels, registry, _Training(registry, run=run, rank=rank, start=start, end=end))
     registry = CollectorRegistry()
     labels = {"instance": "127.0.0.1:8001", "role": "serve", "run": "demo"}
     yield _process(labels, registry, _Serving(WorkerMetrics(registry), ServerMetrics(registry), start=start, end=end))
@@ -70,14 +70,16 @@ def _process(
 
 
 class _Training:
-    def __init__(self, metrics: TrainMetrics, *, run: str, rank: int, start: float, end: float) -> None:
-        self._of = metrics
+    def __init__(self, registry: CollectorRegistry, *, run: str, rank: int, start: float, end: float) -> None:
+        self._of = metrics = TrainMetrics(registry)
         self._random = random.Random(f"{run} {rank}")
         self._rank, self._start, self._span = rank, start, end - start
         self._steps = 0.0 if run == "marketplace" else 2_100.0
         self._pace = 4.0 if run == "marketplace" else 5.5
         self._planned = self._steps + 1.3 * self._pace * self._span
         self._saved = start
+        resident = Gauge("process_resident_memory_bytes", "As `ProcessCollector` tells it.", registry=registry)
+        resident.set(1.9e9 + 1e8 * rank)
         metrics.planned.set(round(self._planned))
         metrics.rate_share.set(1)
         for table, rows in ROWS.items():

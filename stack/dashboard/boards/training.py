@@ -176,6 +176,17 @@ _PACE = (
         ),
     ),
     Panel(
+        title="Memory of a process",
+        look="Level; a slow climb that never ends is a leak, or a loader that reads ahead too far.",
+        unit=Unit.bytes,
+        queries=(
+            Query(
+                expr='max by (run, rank) (process_resident_memory_bytes{role="train",run=~"$run"})',
+                legend="rank {{rank}}",
+            ),
+        ),
+    ),
+    Panel(
         title="Memory of the accelerator",
         look="Level after the first steps; the most that each rank has had.",
         unit=Unit.bytes,

@@ -55,6 +55,17 @@ export function format(value, unit, words = {}) {
   return UNITS[unit](value);
 }
 
+const decimal = Array.from({ length: 12 }, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** (power - 9))).flat();
+
+/** Between the lines of an axis: steps that read well in the unit; other units take the library's. */
+export const INCREMENTS = {
+  seconds: [
+    ...decimal.filter((value) => value < 15), 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 6 * 3600, 12 * 3600,
+    ...[1, 2, 5, 10, 20, 50, 100, 200].map((days) => days * DAY),
+  ],
+  bytes: Array.from({ length: 50 }, (_, power) => 2 ** power),
+};
+
 export function span(value) {
   const units = [[DAY, "day"], [3600, "hour"], [60, "minute"], [1, "second"]];
   const [size, name] = units.find(([least]) => value >= least && value % least === 0) ?? [1, "second"];

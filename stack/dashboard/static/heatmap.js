@@ -72,16 +72,15 @@ export class Heatmap {
 
   cells(u) {
     const shades = Array.from({ length: 24 }, (_, index) => colour("c0", 0.06 + (0.94 * (index + 1)) / 24));
-    const width = Math.ceil(u.bbox.width / this.window.points);
+    const x = (index) => Math.round(u.valToPos(this.window.start + index * this.window.step, "x", true));
     this.rows.forEach(({ counts }, row) => {
       const top = Math.round(u.valToPos(row + 1, "y", true));
       const height = Math.round(u.valToPos(row, "y", true)) - top;
       counts.forEach((count, index) => {
         const share = this.share(count, index);
         if (share <= 0 || index === 0) return;
-        const right = Math.round(u.valToPos(this.window.start + index * this.window.step, "x", true));
         u.ctx.fillStyle = shades[Math.min(23, Math.floor(24 * Math.sqrt(share / this.most)))];
-        u.ctx.fillRect(right - width, top, width, Math.max(1, height - 1));
+        u.ctx.fillRect(x(index - 1), top, x(index) - x(index - 1), Math.max(1, height - 1));
       });
     });
   }
@@ -98,7 +97,8 @@ export class Heatmap {
     const moment = time(this.window.start + at * this.window.step, this.window.end - this.window.start, true);
     const span = upper === Infinity ? `more than ${this.edge(lower)}` : `${this.edge(lower)} to ${this.edge(upper)}`;
     const count = format(Math.round(this.totals[at]), "number");
-    this.key.textContent = `${moment}: ${format(shares[row], "share")} of ${count} took ${span}`;
+    this.shell.moment.textContent = index === null ? "" : moment;
+    this.key.textContent = `${format(shares[row], "share")} of ${count} took ${span}${index === null ? ", last" : ""}`;
     this.plot.setAttribute("aria-label", `${this.panel.title}, ${this.key.textContent}`);
   }
 

@@ -2,7 +2,7 @@
 
 import { grid, legend, series, severalRuns } from "./ask.js";
 import { element } from "./dom.js";
-import { format, time } from "./format.js";
+import { format, INCREMENTS, time } from "./format.js";
 import { colour, frame, keys, seriesColour, seriesDash } from "./paint.js";
 import { limits, Shell } from "./shell.js";
 
@@ -76,7 +76,8 @@ export class Line {
     });
     options.axes[1].values = (_, splits) => splits.map((value) => (value === null ? "" : this.write(value)));
     options.axes[1].space = 34;
-    options.scales.y = this.panel.logarithmic ? { distr: 3 } : { range: (_, low, high) => this.range(low, high) };
+    if (INCREMENTS[this.panel.unit]) options.axes[1].incrs = INCREMENTS[this.panel.unit];
+    options.scales.y = this.panel.logarithmic ? { distr: 3, range: (_, low, high) => (low ? [low / 1.3, high * 1.3] : [1, 10]) } : { range: (_, low, high) => this.range(low, high) };
     if (this.panel.logarithmic) options.axes[1].filter = (_, splits) => thinned(splits);
     options.series = [{}, ...this.lines.map((line, index) => ({
       stroke: seriesColour(index), width: 1.75, dash: seriesDash(index), show: !this.hidden.has(line.name), spanGaps: false,
@@ -130,7 +131,6 @@ export class Line {
   }
 
   listed() {
-    this.moment = element("li", { class: "time", text: "now" });
     this.told = this.lines.map(() => element("b"));
     const items = this.lines.map(({ name }, index) => {
       const mark = element("i");
@@ -142,7 +142,7 @@ export class Line {
       button.addEventListener("click", () => this.toggle(index, button));
       return element("li", {}, button);
     });
-    this.list.replaceChildren(this.moment, ...items);
+    this.list.replaceChildren(...items);
   }
 
   toggle(index, button) {
@@ -159,9 +159,9 @@ export class Line {
     this.lines.forEach(({ values }, number) => { this.told[number].textContent = this.write(at(values)); });
     const range = this.window.end - this.window.start;
     const moment = this.window.start + (index ?? 0) * this.window.step;
-    this.moment.textContent = index === null || index === undefined ? "now" : time(moment, range, true);
+    this.shell.moment.textContent = index === null || index === undefined ? "" : time(moment, range, true);
     const said = this.lines.map(({ name, values }) => `${name} ${this.write(at(values))}`).join(", ");
-    this.plot.setAttribute("aria-label", `${this.panel.title}, ${this.moment.textContent}: ${said}`);
+    this.plot.setAttribute("aria-label", `${this.panel.title}, ${this.shell.moment.textContent || "now"}: ${said}`);
   }
 
   resize() {
@@ -175,8 +175,9 @@ export class Line {
   }
 }
 
-/** Of a logarithmic scale: the powers of ten, and all where there are few. */
+/** Of a logarithmic scale: 1, 2 and 5 of each power of ten; the powers alone where there are many. */
 function thinned(splits) {
-  const tens = splits.filter((value) => value !== null && Number.isInteger(Math.log10(value)));
-  return splits.map((value) => (tens.length > 2 && !tens.includes(value) ? null : value));
+  const leading = (value) => Math.round(value / 10 ** Math.floor(Math.log10(value) + 1e-9));
+  const tens = splits.filter((value) => value !== null && leading(value) === 1).length;
+  return splits.map((value) => (value !== null && (tens > 2 ? [1] : [1, 2, 5]).includes(leading(value)) ? value : null));
 }

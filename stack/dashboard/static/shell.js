@@ -9,9 +9,11 @@ export class Shell {
     this.body = element("div", { class: "body" });
     this.message = element("p", { class: "message" });
     this.message.hidden = true;
+    this.moment = element("time");
     const title = element("h2", { text: panel.title });
+    const head = element("header", {}, title, this.moment);
     this.look = element("p", { class: "look", text: panel.look });
-    const inner = kind === "tile" ? [title, this.body, this.message, this.look] : [title, this.look, this.body, this.message];
+    const inner = kind === "tile" ? [head, this.body, this.message, this.look] : [head, this.look, this.body, this.message];
     this.element = element("article", { class: `panel ${kind}`, "aria-label": panel.title }, ...inner);
     this.set("loading");
   }
