@@ -32,7 +32,7 @@ _PART = "exporter"
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Who is scraped, and where that is said. `role`: train, where `number` is the rank; or serve, where it is the port."""
+    """Who is scraped, and where that is said. `role` and `number`: train and its rank, or serve and its port."""
 
     folder: Path
     run: str

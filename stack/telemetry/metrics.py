@@ -108,8 +108,7 @@ class TrainMetrics:
         self.waited = Counter("stack_train_loader_wait_seconds_total", "Time that steps waited for the loader.", **of)
         self.exchanged = Counter(
             "stack_train_exchange_seconds_total",
-            "Time in collectives of the tables (all-to-all and the like), of the steps that are measured, scaled up to "
-            "all.",
+            "Time that steps stood still for what tables exchange between processes (all-to-all and the like).",
             **of,
         )
         self.loss = Gauge("stack_train_loss", "Mean loss of a task over the window.", ("task",), **of)
@@ -132,10 +131,10 @@ class TrainMetrics:
             "stack_train_unique_ids_ratio", "Of the ids looked up in the last batch measured, how many differ.",
             ("table",), **of,
         )  # fmt: skip
-        self.rows = Gauge("stack_train_table_rows", "Rows of a table.", ("table",), **of)
+        self.rows = Gauge("stack_train_table_rows", "Rows of a table, of all processes together.", ("table",), **of)
         self.held = Gauge(
             "stack_train_table_held_rows",
-            "Rows of a table that an id has; of tables with managed ids.",
+            "Rows that an id has, of those that this process manages; of tables with managed ids.",
             ("table",),
             **of,
         )
