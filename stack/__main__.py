@@ -20,6 +20,7 @@ VERBS = {
     "audit": "what a model's normalisation has learnt against live traffic, and what the difference costs",
     "export": "a model -> a package: user half, scorer, rows, schema",
     "serve": "a package -> user vectors and scores over HTTP",
+    "dashboard": "a page over Prometheus: trainings, tables, nights, audits, servers, alerts",
     "launch": "any of these as a job on this machine, Slurm, Kubernetes or AWS Batch",
     "doctor": "what this machine has, what does not match, and the way out",
 }

@@ -34,6 +34,7 @@ from stack.base.errors import ConfigError
 from stack.base.run import RunConfig
 from stack.checkpoint.config import CheckpointConfig
 from stack.daily.config import DailyConfig
+from stack.dashboard.config import DashboardConfig
 from stack.data.canonical import DataConfig
 from stack.data.ingest_config import IngestConfig
 from stack.data.sources import SOURCES
@@ -74,6 +75,7 @@ class Job:
     audit: AuditConfig = field(default_factory=AuditConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    dashboard: DashboardConfig = field(default_factory=DashboardConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -34,6 +34,10 @@ def launch(verb: str, arguments: Sequence[str]) -> None:
     if verb == "launch":
         _launch(arguments)
         return
+    if verb == "dashboard" and {"-h", "--help"} & set(arguments):
+        from stack.dashboard.verb import HELP
+
+        say(HELP)
     if verb in ON_A_RUN:
         _refuse_options_of_the_run(verb, arguments)
     if verb == "daily":
@@ -226,6 +230,12 @@ def _serve(job: Job) -> None:
     serve(job.serve)
 
 
+def _dashboard(job: Job) -> None:
+    from stack.dashboard.verb import dashboard
+
+    dashboard(job.dashboard)
+
+
 def _launch(words: Sequence[str]) -> None:
     """Composes the job here first, so that what is wrong with it is said before anything waits in a queue."""
     from stack.launch.command import run_torchx
@@ -276,6 +286,7 @@ ACTIONS: Mapping[str, Callable[[Job], None]] = {
     "audit": _audit,
     "export": _export,
     "serve": _serve,
+    "dashboard": _dashboard,
 }
 
 
