@@ -37,7 +37,7 @@ def positives(*, events: Table, moments: Table) -> Table:
 
 
 def observed(shown: Table, moments: Table) -> Table:
-    """Real impressions as examples: (moment_id, item, clicked, weight, draw 0, rates 1: nothing was sampled)."""
+    """Real impressions as examples: (moment_id, item, clicked, weight, draw 0, rates 0: nothing was sampled)."""
     columns = ["user", "time", "item", "clicked", "weight"]
     found = at_moments(shown.filter(shown.item != 0).select(*columns), moments)
     one = found.group_by("moment_id", "item").agg(clicked=lambda t: t.clicked.max(), weight=lambda t: t.weight.max())
@@ -47,8 +47,8 @@ def observed(shown: Table, moments: Table) -> Table:
         clicked=one.clicked.cast("float64"),
         weight=one.weight.cast("float64"),
         draw=ibis.literal(0, "int64"),
-        rate_uniform=ibis.literal(1.0),
-        rate_popularity=ibis.literal(1.0),
+        rate_uniform=ibis.literal(0.0),
+        rate_popularity=ibis.literal(0.0),
     )
 
 

@@ -68,7 +68,7 @@ def test_real_impressions_are_the_examples_with_their_labels(prepared: tuple[Pat
     assert row["moment_time"] == [START + 60, START + 100]
     found = zip(*(row[f"impression_{name}"] for name in ("moment", "item", "clicked", "weight", "draw")), strict=True)
     assert sorted(found) == [(1, items["a"], 1.0, 2.0, 0.0), (1, items["b"], 1.0, 3.0, 0.0)]
-    assert row["impression_rate_uniform"] == row["impression_rate_popularity"] == [1.0, 1.0]
+    assert row["impression_rate_uniform"] == row["impression_rate_popularity"] == [0.0, 0.0]
     assert only(out, 1)["impression_item"] == [items["b"]]
     assert only(out, 2)["moment_time"] == []
 
