@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TOGETHER = ("export", "daily")
+TOGETHER = ("export", "daily", "dashboard")
 """Folders whose tests share what takes long to make: one worker has all of each. Others are handed out by file."""
 
 # before torch is imported: threads that spin while they wait take the core of the other worker

@@ -36,11 +36,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_every_module_and_every_file_of_values(wheel: Path) -> None:
+def test_the_wheel_holds_every_module_every_file_of_values_and_the_page(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "stack").rglob("*.py")}
     values = {f"stack/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
-    assert modules | values <= names
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "stack/dashboard/static").rglob("*") if path.is_file()}
+    assert modules | values | page <= names
     assert not any(name.startswith(("tests/", "tools/", "configs/")) for name in names)
 
 

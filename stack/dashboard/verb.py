@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
+import signal
+from dataclasses import replace
 
 import uvicorn
 
@@ -29,6 +30,7 @@ the rest.
 """
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 _STOP_SECONDS = 1
+_FIRST_SECONDS = 2.0
 
 
 def dashboard(config: DashboardConfig) -> None:
@@ -49,19 +51,13 @@ def dashboard(config: DashboardConfig) -> None:
                 timeout_graceful_shutdown=_STOP_SECONDS,
             )
         )  # fmt: skip
+        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn puts its own beside, and raises them again at its end
+            signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         listener.listen()
         say(f"dashboard at {address_of(listener)}, over Prometheus at {prometheus.address}")
         _say_if_silent(prometheus)
-        _run(server, listener)
-    say("stopped")
-
-
-def _run(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Uvicorn raises the signal that stopped it again once it has stopped; the end of the verb is enough."""
-    try:
         server.run(sockets=[listener])
-    except KeyboardInterrupt:
-        return
+    say("stopped")
 
 
 def _hosts(host: str) -> tuple[str, ...]:
@@ -75,6 +71,6 @@ def _hosts(host: str) -> tuple[str, ...]:
 
 def _say_if_silent(prometheus: Prometheus) -> None:
     try:
-        prometheus.ask("alerts", [])
+        replace(prometheus, timeout_seconds=_FIRST_SECONDS).ask("alerts", [])
     except UnreachableError as error:
         say(f"{error}; the page goes on asking")

@@ -35,6 +35,10 @@ _FLAGS = (
 )  # fmt: skip
 
 
+def missing_browser() -> bool:
+    return _program() is None
+
+
 class PageError(Exception):
     """What the page or the browser refused."""
 
@@ -139,7 +143,7 @@ class Page:
 @contextmanager
 def browser() -> Iterator[Page]:
     """Raises: `UserError` where there is no Chromium."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    program = _program()
     if program is None:
         raise UserError("there is no chromium on PATH: `make monitoring` installs Debian's package")
     (reads, writing), (reading, writes) = os.pipe(), os.pipe()
@@ -153,6 +157,10 @@ def browser() -> Iterator[Page]:
             process.wait()
             os.close(reading)
             os.close(writing)
+
+
+def _program() -> str | None:
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def _started(command: list[str], *, reads: int, writes: int, log: Path) -> subprocess.Popen[bytes]:

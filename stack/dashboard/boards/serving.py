@@ -175,6 +175,18 @@ _LINES = (
         ),
     ),
     Panel(
+        title="Requests recorded",
+        look="Written alone; full is a record that has reached its size, failed a disk to look at.",
+        unit=Unit.per_second,
+        queries=(
+            Query(
+                expr='sum by (run, result) (rate(stack_serve_recorded_total{run=~"$run"}[$__rate_interval]))',
+                legend="{{result}}",
+            ),
+        ),
+        empty="None: serve.record is not set.",
+    ),
+    Panel(
         title="Packages and row deltas loaded",
         look="Over an hour; a rejected one left what answers as it was: the server's log says why.",
         queries=(
