@@ -8,8 +8,8 @@
     GET  /healthz             200 while requests are answered
     /v2...                    the Open Inference Protocol (`stack.serve.oip`)
 
-Bodies are of at most `max_body_bytes`, not encoded; nothing of them is logged. A request may ask for a version by the
-header `x-stack-version`: stable, canary, or a number.
+Bodies are of at most `max_body_bytes`, not encoded; nothing of them is logged, unless `serve.record` asks for it. A
+request may ask for a version by the header `x-stack-version`: stable, canary, or a number.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from stack.serve.predictor import NotFiniteAnswerError
+from stack.serve.record import Recorder
 from stack.serve.request import RequestError
 from stack.serve.service import Served, Service
 from stack.serve.tokens import Tokens
@@ -73,12 +74,21 @@ class Front:
     """Reads requests within bounds, has them answered, counts them. Answers are made one after the other, on the event
     loop's own thread: a worker has one core."""
 
-    def __init__(self, service: Service, *, bounds: Bounds, tokens: Tokens, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self,
+        service: Service,
+        *,
+        bounds: Bounds,
+        tokens: Tokens,
+        metrics: WorkerMetrics,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.service = service
         self.metrics = metrics
         self.stopping = False
         self._bounds = bounds
         self._tokens = tokens
+        self._recorder = recorder
         self._num_in_flight = 0
         self._cached = dict.fromkeys(("hits", "misses", "expired", "errors", "evicted"), 0)
 
@@ -93,8 +103,11 @@ class Front:
                 served, label = self.service.pick(request.headers.get(VERSION_HEADER))
                 request.scope[LABEL] = label
                 found = answer(served, body)
-                response = json_response(msgspec.json.encode(found))
+                encoded = msgspec.json.encode(found)
+                response = json_response(encoded)
                 seconds.observe(perf_counter() - start)
+                if self._recorder is not None:
+                    self._recorder.offer(path, served, body, encoded)
             self.metrics.requests.labels(path, label, "200").inc()
             self.metrics.count_unknown(getattr(found, "unknown", {}))
             self._count_cache()

@@ -56,6 +56,13 @@ class ServeConfig:
     # older vectors are not used
     redis_url: str = "redis://127.0.0.1:6379/0"
     # of redis
+    record: str | None = None
+    # folder to record requests in, with their answers, for `stack audit` to replay; null records none. Its files hold
+    # users' ids and what they did, and are their owner's alone
+    record_share: float = 0.01
+    # of the requests, drawn at random
+    record_mib: int = 256
+    # of all files in the folder; then no more is recorded
     shutdown_seconds: float = 10.0
     # requests under way may take this long after a stop signal
 
@@ -72,9 +79,11 @@ class ServeConfig:
             raise ConfigError(
                 f"serve.cache_mib={self.cache_mib} must be at least {MIN_LMDB_MIB}; serve.cache=none has none"
             )
+        if not 0 <= self.record_share <= 1:
+            raise ConfigError(f"serve.record_share={self.record_share} must be a share, from 0 to 1")
         for name in (
             "max_body_bytes", "body_timeout_seconds", "max_candidates", "max_ids", "shutdown_seconds", "max_in_flight",
-            "cache_max_age_seconds", "max_deltas",
+            "cache_max_age_seconds", "max_deltas", "record_mib",
         ):  # fmt: skip
             value: float = getattr(self, name)
             if value <= 0:

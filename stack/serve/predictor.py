@@ -124,6 +124,11 @@ class Predictor:
         return np.concatenate(parts).astype(np.float32, copy=False)
 
     @property
+    def num_deltas(self) -> int:
+        """Row deltas that lie over the package."""
+        return len(self._deltas)
+
+    @property
     def num_stored(self) -> int:
         """Numbers that `vector_of` gives."""
         retrieval = self.manifest.retrieval

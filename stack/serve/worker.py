@@ -38,6 +38,7 @@ from stack.serve.config import ServeConfig
 from stack.serve.control import MAX_LINE_BYTES, Done, Drop, Load, Order, Rows, Serve, Stop, Use, next_order, write
 from stack.serve.oip import oip_routes
 from stack.serve.predictor import SMOKE_TOLERANCE, Predictor
+from stack.serve.record import Recorder
 from stack.serve.request import Limits, RequestError
 from stack.serve.service import Kept, Labels, Served, Service
 from stack.serve.tokens import Tokens
@@ -77,7 +78,13 @@ class Worker:
             max_in_flight=config.max_in_flight,
         )  # fmt: skip
         tokens = Tokens(None if config.read_tokens is None else Path(config.read_tokens))
-        self._front = Front(self._service, bounds=bounds, tokens=tokens, metrics=metrics)
+        recorder = None
+        if config.record is not None:
+            recorder = Recorder(
+                Path(config.record), share=config.record_share, max_bytes=config.record_mib << 20,
+                count=lambda result: metrics.recorded.labels(result).inc(),
+            )  # fmt: skip
+        self._front = Front(self._service, bounds=bounds, tokens=tokens, metrics=metrics, recorder=recorder)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 build_app(self._front, more=oip_routes(self._front)),
