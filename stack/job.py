@@ -30,6 +30,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stack.audits.config import AuditConfig
+from stack.audits.data_config import DataAuditConfig
 from stack.base.errors import ConfigError
 from stack.base.run import RunConfig
 from stack.checkpoint.config import CheckpointConfig
@@ -73,6 +74,7 @@ class Job:
     daily: DailyConfig = field(default_factory=DailyConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    audit_data: DataAuditConfig = field(default_factory=DataAuditConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     dashboard: DashboardConfig = field(default_factory=DashboardConfig)

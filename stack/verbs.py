@@ -127,6 +127,7 @@ def _daily(job: Job) -> None:
         config=job.daily,
         timelines_per_batch=job.evaluate.timelines_per_batch,
         today=datetime.date.today().isoformat(),
+        audit_data=job.audit_data,
     )
     if job.daily.export:
         _export(job)

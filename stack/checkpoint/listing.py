@@ -51,7 +51,7 @@ class TableRow:
 
 @dataclass(frozen=True, kw_only=True)
 class VersionFacts:
-    """A version in full."""
+    """A version in full. `overridden`: lines of what its day was refused for before it was learnt all the same."""
 
     row: VersionRow
     days: tuple[str, ...]
@@ -63,6 +63,7 @@ class VersionFacts:
     num_files: int
     restore_bytes: int | None
     tables: tuple[TableRow, ...]
+    overridden: tuple[str, ...] = ()
 
 
 def versions(chain: Chain, *, now: datetime | None = None) -> list[VersionRow]:
@@ -105,6 +106,7 @@ def facts(chain: Chain, version: VersionManifest, checkpoint: Checkpoint | None)
         num_files=len(version.files),
         restore_bytes=None if checkpoint is None else sum(entry.num_bytes for entry in sizes.values()),
         tables=tuple(tables),
+        overridden=version.lineage.overridden or (),
     )
 
 
@@ -144,6 +146,8 @@ def _marks(seen: Seen, number: int) -> list[str]:
         marks.append("off the line")
     if manifest is not None and manifest.lineage.restores is not None:
         marks.append(f"is {manifest.lineage.restores.version} again")
+    if manifest is not None and manifest.lineage.overridden:
+        marks.append("findings overridden")
     by = [
         other.version
         for other in seen.versions.values()

@@ -37,6 +37,7 @@ from itertools import groupby
 from typing import TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from stack.base.errors import CheckpointError
 from stack.data.loader import Cursor
@@ -86,8 +87,8 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a version came about: the verb, the day it learnt where it is one, a digest of all that it was made from, the
-    version whose place it takes, the version that it brings back, and the version of another chain that its run began
-    with."""
+    version whose place it takes, the version that it brings back, the version of another chain that its run began with,
+    and lines of what its day was refused for before it was learnt all the same."""
 
     verb: str
     day: str | None = None
@@ -95,6 +96,7 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     supersedes: Link | None = None
     restores: Link | None = None
     origin: str | None = None
+    overridden: tuple[str, ...] | UnsetType = UNSET
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -69,6 +69,8 @@ def of_facts(facts: VersionFacts) -> list[Table]:
         ("marks", ", ".join(row.marks) or "none"),
     ):
         told.add_row(what, escape(value))
+    for line in facts.overridden:
+        told.add_row("learnt although", escape(line))
     for name, figure in sorted(row.metrics.items()):
         told.add_row(escape(name), _number(figure))
     tables = _table("tables", "table", "rows", "width", "type", "ids", "this version", "rows written", "size", "runs",

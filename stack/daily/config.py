@@ -28,7 +28,8 @@ class Allow(Enum):
     future = "future"
     """A day after today."""
     quarantined = "quarantined"
-    """A day that was refused with these very inputs is tried again."""
+    """A day that was refused with these very inputs is learnt all the same. What it was refused for is overridden, and
+    kept with its version; what nobody was told yet is not, and numbers that are not finite never are."""
 
 
 @dataclass(kw_only=True)
@@ -51,7 +52,7 @@ class DailyConfig:
     # of the timelines of each of these days, drawn anew for each day and pass
     rate_share: float = 0.3
     # constant share of the full learning rates; warm-up and decay belong to `stack train`
-    max_volume_ratio: float = 10.0
+    max_volume_ratio: float = 5.0
     # a day with so many times the examples of the median earlier day, or as many times fewer, is quarantined
     max_loss_ratio: float = 2.0
     # so is one whose losses (of training, or of the version before on this day) are so many times those of other days

@@ -13,26 +13,29 @@ from functools import cached_property
 import msgspec
 import torch
 import torch.distributed as dist
+from msgspec import structs
 
+from stack.audits.data_config import DataAuditConfig
 from stack.audits.findings import Finding, Level
 from stack.base.errors import CheckpointError, NotFiniteError
 from stack.checkpoint.chain import Chain
 from stack.checkpoint.load import Checkpoint
 from stack.checkpoint.manifest import VersionManifest
 from stack.daily.config import Allow, DailyConfig
+from stack.daily.data import data_findings
 from stack.daily.gate import (
     Gate,
     Metrics,
     QuarantinedError,
+    flipped_labels,
     high_losses,
     not_finite,
     num_examples,
     refuse,
-    volume,
 )
 from stack.daily.inputs import content, inputs_of
 from stack.daily.ranks import told_by_first
-from stack.daily.records import Report, exists, put_once, quarantine_name, report_name, report_of
+from stack.daily.records import Report, put_once, quarantine_name, quarantines, report_name, report_of
 from stack.daily.resolve import Resolved, history, resolve
 from stack.daily.score import score_day
 from stack.data.dataset import Dataset
@@ -60,6 +63,7 @@ class Night:
     device: torch.device
     timelines_per_batch: int
     telemetry: Telemetry
+    data: DataAuditConfig = field(default_factory=DataAuditConfig)
     seconds: dict[str, float] = field(default_factory=dict)
     _seconds_before: Counter[str] = field(default_factory=Counter)
 
@@ -92,10 +96,11 @@ class Night:
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
-    """What process 0 found of a day before any of it is learnt."""
+    """What process 0 found of a day before any of it is learnt. `overridden`: names of findings that stop nothing."""
 
     resolved: Resolved
     findings: tuple[Finding, ...] = ()
+    overridden: tuple[str, ...] = ()
 
 
 def left_out(night: Night, day: str) -> bool:
@@ -113,16 +118,33 @@ def check_day(night: Night, day: str) -> Checked:
             composed=night.setup.composed, seed=night.setup.run.seed, config=night.config,
         )  # fmt: skip
 
-    findings = tuple(volume(dataset, day, groups=night.groups, config=night.config))
     known = inputs if day in dataset.days() else lambda base: "nothing"
     resolved = resolve(night.chain, day, inputs=known, allow=night.config.allow)
-    name = quarantine_name(day, resolved.lineage.inputs)
-    if resolved.done is None and exists(night.chain.store, name) and Allow.quarantined not in night.config.allow:
+    if resolved.done is not None:
+        return Checked(resolved=resolved)
+    refused = quarantines(night.chain.store, day, resolved.lineage.inputs)
+    if refused and Allow.quarantined not in night.config.allow:
+        name = quarantine_name(day, resolved.lineage.inputs, number=len(refused))
         raise CheckpointError(
             f"{day} is quarantined with these inputs, {night.chain.store.url}/{name} says why: mend its log and ingest "
-            "it again, or try it once more with daily.allow=[quarantined]"
+            "it again, or learn it all the same with daily.allow=[quarantined]"
         )
-    return Checked(resolved=resolved, findings=findings)
+    found = data_findings(
+        dataset, day, learnt=resolved.learnt, groups=night.groups, config=night.config, data=night.data,
+        folder=night.setup.run.folder,
+    )  # fmt: skip
+    told = [one for record in refused for one in record.findings]
+    return Checked(
+        resolved=_on_record(resolved, told), findings=tuple(found),
+        overridden=tuple(dict.fromkeys(one.name for one in told)),
+    )  # fmt: skip
+
+
+def _on_record(resolved: Resolved, overridden: Sequence[Finding]) -> Resolved:
+    """The day's version tells what it was refused for before."""
+    lines = tuple(dict.fromkeys(one.line for one in overridden))
+    lineage = structs.replace(resolved.lineage, overridden=lines or msgspec.UNSET)
+    return structs.replace(resolved, lineage=lineage)
 
 
 def replayed(dataset: Dataset, day: str, config: DailyConfig) -> tuple[str, ...]:
@@ -136,7 +158,7 @@ def learn_day(night: Night, checked: Checked, *, verify: bool) -> bool:
 
     Raises: `QuarantinedError` where a check is critical; `CheckpointError` where the version before is damaged.
     """
-    refuse(checked.findings)
+    refuse(checked.findings, overridden=checked.overridden)
     resolved, chain = checked.resolved, night.chain
     with night.phase("restore"):
         options = night.setup.checkpoint
@@ -145,16 +167,22 @@ def learn_day(night: Night, checked: Checked, *, verify: bool) -> bool:
         metrics: dict[str, float | None] = {}
         earlier = [version.metrics for version in history(chain, base)]
         with held(chain, checkpoint, options):
-            loop = _loop(night, resolved, checkpoint, metrics=metrics, history=earlier)
+            loop = _loop(night, checked, checkpoint, metrics=metrics, history=earlier)
     with _closed(loop):
         with night.phase("evaluate"):
             metrics |= flat(_figures(night, loop, resolved, base))
-            refuse(told_by_first(lambda: tuple(high_losses(metrics, earlier, night.config)), tuple[Finding, ...]))
+            found = told_by_first(lambda: _of_figures(night, metrics, earlier), tuple[Finding, ...])
+            refuse(found, overridden=checked.overridden)
         with night.phase("train"):
             ended = _run(loop)
     del loop
     gc.collect()  # the tables of the next day need the room, and some are held in cycles
     return ended
+
+
+def _of_figures(night: Night, metrics: Metrics, earlier: Sequence[Metrics]) -> tuple[Finding, ...]:
+    flips = flipped_labels(metrics, earlier, flipped=night.data.flipped)
+    return (*high_losses(metrics, earlier, night.config), *flips)
 
 
 @contextmanager
@@ -190,10 +218,10 @@ def flat(figures: Figures) -> dict[str, float | None]:
 
 
 def _loop(
-    night: Night, resolved: Resolved, checkpoint: Checkpoint, *, metrics: Metrics, history: Sequence[Metrics]
+    night: Night, checked: Checked, checkpoint: Checkpoint, *, metrics: Metrics, history: Sequence[Metrics]
 ) -> Loop:
     """Everything ready to learn the day, with the checks before its last save."""
-    dataset, config = night.dataset, night.config
+    dataset, config, resolved = night.dataset, night.config, checked.resolved
     older = replayed(dataset, resolved.day, config)
     days = (resolved.day, *older)
     train = replace(night.setup.train, num_epochs=config.num_epochs, days_per_block=len(days), max_steps=None)
@@ -211,7 +239,7 @@ def _loop(
         setup, device=night.device, checkpoint=checkpoint, newest=resolved.newest, stretch=stretch,
         telemetry=night.telemetry,
     )  # fmt: skip
-    gate = Gate(loop.stepper.model, history=history, config=config)
+    gate = Gate(loop.stepper.model, history=history, config=config, overridden=checked.overridden)
     place = next(index for index, one in enumerate(loop.periodics) if isinstance(one, Save))
     return replace(loop, periodics=[*loop.periodics[:place], gate, *loop.periodics[place:]])
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stack.audits.findings import Finding, Level
+from stack.audits.modes import refuse_modes
 from stack.daily.config import DailyConfig
 from stack.data.dataset import Dataset
 from stack.tables.shard import dense_tensors, table_shards
@@ -22,6 +23,8 @@ MIN_HISTORY = 3
 """Days before which their losses say nothing yet."""
 
 _BLOCK = 1 << 24
+_TELLING_AUC = 0.1
+"""An AUC that is usually no further above one half does not tell a flip."""
 
 Metrics = Mapping[str, float | None]
 
@@ -38,21 +41,34 @@ class Gate(Periodic):
     """Stops a day's training at its end, where a check is critical. It comes before what saves: a save may fall on the
     last step."""
 
-    def __init__(self, model: DistributedModelParallel, *, history: Sequence[Metrics], config: DailyConfig) -> None:
+    def __init__(
+        self,
+        model: DistributedModelParallel,
+        *,
+        history: Sequence[Metrics],
+        config: DailyConfig,
+        overridden: Collection[str] = (),
+    ) -> None:
         self._model = model
         self._history = history
         self._config = config
+        self._overridden = overridden
 
     def after_step(self, moment: Moment) -> None:
         """What is saved on the way is no version of the day yet."""
         if moment.step == moment.num_steps:
             losses = {f"loss/{name}": loss for name, loss in moment.tally.mean_losses().items()}
-            refuse([*not_finite(self._model), *high_losses(losses, self._history, self._config)])
+            refuse(not_finite(self._model))
+            refuse([*high_losses(losses, self._history, self._config)], overridden=self._overridden)
+            self._model.eval()
+            refuse_modes(self._model, what="this version")
+            self._model.train()
 
 
-def refuse(findings: Sequence[Finding]) -> None:
-    """Raises `QuarantinedError` where a finding is critical. Findings must be the same on every process."""
-    critical = [finding for finding in findings if finding.level is Level.critical]
+def refuse(findings: Sequence[Finding], *, overridden: Collection[str] = ()) -> None:
+    """Raises `QuarantinedError` where a finding is critical and its name not among the overridden. Findings must be the
+    same on every process."""
+    critical = [one for one in findings if one.level is Level.critical and one.name not in overridden]
     if critical:
         raise QuarantinedError(critical)
 
@@ -62,8 +78,10 @@ def num_examples(dataset: Dataset, day: str, *, groups: Sequence[str]) -> int:
     return sum(dataset.day(day).num_examples.get(group, 0) for group in groups) if day in dataset.days() else 0
 
 
-def volume(dataset: Dataset, day: str, *, groups: Sequence[str], config: DailyConfig) -> Iterator[Finding]:
-    """A day without examples, or with far more or fewer than the days before it."""
+def volume(
+    dataset: Dataset, day: str, *, groups: Sequence[str], config: DailyConfig, holiday: bool = False
+) -> Iterator[Finding]:
+    """A day without examples, or with far more or fewer than the days before it; the second stops no holiday."""
     found = num_examples(dataset, day, groups=groups)
     if not found:
         yield Finding(
@@ -78,10 +96,11 @@ def volume(dataset: Dataset, day: str, *, groups: Sequence[str], config: DailyCo
     ratio = found / max(usual, 1)
     if not 1 / config.max_volume_ratio <= ratio <= config.max_volume_ratio:
         yield Finding(
-            level=Level.critical, name="volume", measured=f"{day} has {found:,} examples, {ratio:.3g} times the "
+            level=Level.warning if holiday else Level.critical, name="volume",
+            measured=f"{day} has {found:,} examples, {ratio:.3g} times the "
             f"{usual:,.0f} of the median of {len(earlier)} days before", allowed=f"up to {config.max_volume_ratio:g} "
-            "times more or fewer (daily.max_volume_ratio)", remedy="look whether its log is whole; if it is, raise the "
-            "limit and allow the day with daily.allow=[quarantined]",
+            "times more or fewer (daily.max_volume_ratio)", remedy="look whether its log is whole, and there "
+            "once; if it is, allow the day with daily.allow=[quarantined]",
         )  # fmt: skip
 
 
@@ -99,9 +118,28 @@ def high_losses(metrics: Metrics, history: Sequence[Metrics], config: DailyConfi
             yield Finding(
                 level=Level.critical, name=name, measured=f"{what} is {value:.4g}, {value / usual:.3g} times the "
                 f"{usual:.4g} of the median of {len(earlier)} days", allowed=f"up to {config.max_loss_ratio:g} times "
-                "(daily.max_loss_ratio)", remedy="look at the day's labels and features; if they are right, raise the "
-                "limit and allow the day with daily.allow=[quarantined]",
+                "(daily.max_loss_ratio)", remedy="look at the day's labels and features; if they are right, allow "
+                "the day with daily.allow=[quarantined]",
             )  # fmt: skip
+
+
+def flipped_labels(metrics: Metrics, history: Sequence[Metrics], *, flipped: float) -> Iterator[Finding]:
+    """AUCs of the version before that are as far below one half as they usually are above it: they tell a flip where
+    half the labels are positive and no feature says anything. `flipped`: `DataAuditConfig.flipped`."""
+    for name, value in metrics.items():
+        if value is None or not name.endswith("/auc"):
+            continue
+        earlier = [found for one in history if (found := one.get(name)) is not None]
+        usual = statistics.median(earlier) if len(earlier) >= MIN_HISTORY else 0.5
+        if min(earlier, default=0.5) > 0.5 and usual - 0.5 > _TELLING_AUC:
+            times = (value - 0.5) / (usual - 0.5)
+            if times <= flipped:
+                yield Finding(
+                    level=Level.critical, name=f"label flip by {name}", measured=f"{value:.4f}, where the median of "
+                    f"{len(earlier)} days is {usual:.4f}", allowed=f"above {0.5 + flipped * (usual - 0.5):.4f} "
+                    "(audit_data.flipped)", remedy="look whether the day's positives and negatives are exchanged; if "
+                    "they are not, allow the day with daily.allow=[quarantined]",
+                )  # fmt: skip
 
 
 def not_finite(model: DistributedModelParallel) -> list[Finding]:

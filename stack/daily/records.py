@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from stack.audits.findings import Finding
+from stack.base.errors import CheckpointError
 from stack.base.files import cut_lines
 from stack.checkpoint.manifest import Link
 from stack.checkpoint.store import Store
@@ -37,7 +38,8 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
     """A line of `daily.jsonl`. `outcome`: trained, or quarantined (then `version` is null). `seconds` by phase; none
-    where the line was lost in a kill and is told again from the version. `rows` and `bytes`: written for the day."""
+    where the line was lost in a kill and is told again from the version. `rows` and `bytes`: written for the day.
+    `findings`: what the day was refused for, or what was said of it and did not stop it."""
 
     day: str
     outcome: str
@@ -57,8 +59,21 @@ def report_name(version: int, day: str) -> str:
     return f"reports/{version:08d}-{day}.json"
 
 
-def quarantine_name(day: str, inputs: str) -> str:
-    return f"quarantine/{day}-{inputs[:12]}.json"
+def quarantine_name(day: str, inputs: str, *, number: int = 1) -> str:
+    """Of the `number`-th time that a day with these inputs was refused."""
+    again = f"-{number}" if number > 1 else ""
+    return f"quarantine/{day}-{inputs[:12]}{again}.json"
+
+
+def quarantines(store: Store, day: str, inputs: str) -> list[Quarantine]:
+    """What a day with these inputs was refused for, each time. Raises: `CheckpointError` where a record is damaged."""
+    found: list[Quarantine] = []
+    while exists(store, name := quarantine_name(day, inputs, number=len(found) + 1)):
+        try:
+            found.append(msgspec.json.decode(store.read(name), type=Quarantine))
+        except msgspec.DecodeError as error:
+            raise CheckpointError(f"{store.url}/{name} is damaged ({error}): move it away to go on") from error
+    return found
 
 
 def put_once(store: Store, name: str, record: Report | Quarantine) -> None:

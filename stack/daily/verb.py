@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 import torch
 import torch.distributed as dist
 
+from stack.audits.data_config import DataAuditConfig
+from stack.audits.findings import Finding, Level
 from stack.base.dist import World, own_device, process_group
 from stack.base.errors import ConfigError
 from stack.base.memory import keep_freed_memory
@@ -22,7 +24,7 @@ from stack.daily.gate import QuarantinedError
 from stack.daily.inputs import NOT_OF_DAYS
 from stack.daily.prepare import days_asked, prepare, refuse_future
 from stack.daily.ranks import told_by_first
-from stack.daily.records import DayLog, Line, Quarantine, put_once, quarantine_name
+from stack.daily.records import DayLog, Line, Quarantine, put_once, quarantine_name, quarantines
 from stack.daily.resolve import Resolved, finished, since_base
 from stack.daily.table import table_of
 from stack.daily.told import told_at_end
@@ -45,6 +47,7 @@ def daily(
     config: DailyConfig,
     timelines_per_batch: int,
     today: str,
+    audit_data: DataAuditConfig | None = None,
 ) -> None:
     """Learns the days asked for, each as a version on top of the one before.
 
@@ -62,7 +65,7 @@ def daily(
         telemetry = Telemetry(setup.telemetry)
         night = Night(
             setup=setup, chain=chain, config=config, device=device, timelines_per_batch=timelines_per_batch,
-            telemetry=telemetry,
+            telemetry=telemetry, data=audit_data or DataAuditConfig(),
         )  # fmt: skip
         lines: list[Line] = []
 
@@ -115,6 +118,7 @@ class _Days:
             return False
         if resolved.note:
             say(resolved.note)
+        _tell_findings(day, checked)
         try:
             ended = learn_day(night, checked, verify=verify)
         except QuarantinedError as error:
@@ -125,7 +129,8 @@ class _Days:
             raise SystemExit(STOPPED_STATUS)
         if self._first:
             version = finished(night.chain)
-            self._tell(_line(night.chain, version, resolved, seconds=night.seconds))
+            line = _line(night.chain, version, resolved, seconds=night.seconds, findings=checked.findings)
+            self._tell(line)
         return True
 
     def _same(self, resolved: Resolved, number: int) -> None:
@@ -138,7 +143,8 @@ class _Days:
         if not self._first:
             return
         chain, inputs = self._night.chain, resolved.lineage.inputs
-        name = quarantine_name(resolved.day, inputs)
+        number = len(quarantines(chain.store, resolved.day, inputs)) + 1
+        name = quarantine_name(resolved.day, inputs, number=number)
         base = chain.manifest(resolved.base)
         record = Quarantine(
             day=resolved.day,
@@ -150,7 +156,8 @@ class _Days:
         put_once(chain.store, name, record)
         for finding in error.findings:
             say(f"stack: {resolved.day} is quarantined: {finding.line}", file=sys.stderr)
-        say(f"stack: no version was committed; {chain.store.url}/{name} keeps the reasons", file=sys.stderr)
+        told = f"stack: no version was committed; {chain.store.url}/{name} keeps the reasons"
+        say(f"{told}; daily.allow=[quarantined] learns the day all the same, on record", file=sys.stderr)
         self._tell(
             Line(
                 day=resolved.day, outcome="quarantined", version=None, base=resolved.base, inputs=inputs,
@@ -165,7 +172,23 @@ class _Days:
         self._lines.append(line)
 
 
-def _line(chain: Chain, version: VersionManifest, resolved: Resolved, *, seconds: dict[str, float]) -> Line:
+def _tell_findings(day: str, checked: Checked) -> None:
+    """Those that do not stop the day."""
+    for finding in checked.findings:
+        if finding.level is Level.warning:
+            say(f"warning: {day}: {finding.line}")
+        elif finding.name in checked.overridden:
+            say(f"overridden: {day}: {finding.line}")
+
+
+def _line(
+    chain: Chain,
+    version: VersionManifest,
+    resolved: Resolved,
+    *,
+    seconds: dict[str, float],
+    findings: tuple[Finding, ...] = (),
+) -> Line:
     written = since_base(chain, version)
     return Line(
         day=resolved.day,
@@ -179,6 +202,7 @@ def _line(chain: Chain, version: VersionManifest, resolved: Resolved, *, seconds
         bytes=sum(one.num_bytes for one in written),
         seconds={phase: round(value, 3) for phase, value in seconds.items()},
         metrics=version.metrics,
+        findings=findings,
     )
 
 

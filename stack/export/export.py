@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import torch
 
+from stack.audits.modes import refuse_modes
 from stack.base.errors import PackageError, UserError
 from stack.base.files import folder_aside, write_bytes
 from stack.base.version import code_version
@@ -63,8 +64,9 @@ class Trained:
 def export(trained: Trained, *, folder: Path, config: ExportConfig) -> PackageManifest:
     """Writes the package to `folder`, whole or not at all.
 
-    Raises: `PackageError` where `folder` exists and is not to be replaced, a table is not the run's, or the package
-    differs from the model or loses too much by the type of its rows.
+    Raises: `AuditError` naming layers that do not compute as they are served; `PackageError` where `folder` exists and
+    is not to be replaced, a table is not the run's, or the package differs from the model or loses too much by the type
+    of its rows.
     """
     refuse_name(trained.name, what="run")
     if folder.exists() and not config.overwrite:
@@ -72,6 +74,7 @@ def export(trained: Trained, *, folder: Path, config: ExportConfig) -> PackageMa
     if config.sign_key is not None:
         sign(b"", Path(config.sign_key))  # minutes pass before the package can be signed
     trained.model.eval()
+    refuse_modes(trained.model, what="export")
     checkpoint, schema = trained.checkpoint, trained.dataset.schema
     dims = {name: table.dim for name, table in checkpoint.manifest.tables.items()}
     graphs = build_graphs(trained.model, schema, dims, formats=config.formats)

@@ -224,11 +224,15 @@ def test_a_stop_in_a_day_saves_and_the_same_words_go_on(
     assert finished(run)[1].metrics == finished(learnt)[1].metrics
 
 
-def _refused(run: Run, day: str, **options: float) -> str:
+UNJUDGED: dict[str, int | float] = {"min_reference_days": 14}
+"""With so many days wanted, nothing is said of a day's data but what is wrong by itself."""
+
+
+def _refused(run: Run, day: str, *, audit_data: dict[str, int | float] | None = None, **options: float) -> str:
     """Learns a day that is to be quarantined; the reasons as the store has them."""
     before = finished(run)
     with pytest.raises(SystemExit) as ended:
-        learn_days(run, day, **options)
+        learn(Nights(run=run, first=day, last=day, options=dict(options), audit_data=audit_data or {}))
     assert ended.value.code == QUARANTINED_STATUS
     assert finished(run) == before
     (file,) = (run.folder / "checkpoints" / "quarantine").glob(f"{day}-*.json")
@@ -240,7 +244,7 @@ def _refused(run: Run, day: str, **options: float) -> str:
     [
         (empty, f"{DAYS[5]} has no example of follow, impression, price"),
         (tiny, "times the 364 of the median of 5 days before"),
-        (with_nan_labels, "1 batches had numbers that are not finite, above train.max_refused_batches=0"),
+        (with_nan_labels, "not finite values in impression.clicked"),
     ],
 )
 def test_a_bad_day_is_quarantined_and_goes_on_when_it_is_mended(
@@ -266,13 +270,16 @@ def test_a_quarantined_day_is_learnt_where_the_limit_is_raised_and_it_is_allowed
     change_day(Path(run.dataset), DAYS[5], tiny)
     _refused(run, DAYS[5])
     learn(Nights(run=run, first=DAYS[5], last=DAYS[5], options={"max_volume_ratio": 1e3}, allow=("quarantined",)))
-    assert finished(run)[-1].lineage.day == DAYS[5]
+    lineage = finished(run)[-1].lineage
+    assert (lineage.day, [line.partition(":")[0] for line in lineage.overridden or ()]) == (
+        DAYS[5], ["volume", "volume of events", "volume of moments"],
+    )  # fmt: skip
 
 
 def test_a_day_of_flipped_labels_is_quarantined_before_it_is_learnt(learnt: Run, tmp_path: Path) -> None:
     run = copy_of(learnt, tmp_path, dataset=tmp_path / "data")
     change_day(Path(run.dataset), DAYS[5], with_flipped_labels)
-    found = _refused(run, DAYS[5], max_loss_ratio=1.2)
+    found = _refused(run, DAYS[5], audit_data=UNJUDGED, max_loss_ratio=1.2)
     assert "before/ctr/uniform/log_loss" in found
     assert "loss/ctr" not in found.replace("before/ctr/uniform/log_loss", "")
 

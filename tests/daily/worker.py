@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from stack.audits.data_config import DataAuditConfig
 from stack.checkpoint.chain import Chain, chain_of
 from stack.checkpoint.manifest import VersionManifest
 from stack.daily.config import Allow, DailyConfig, IngestDays
@@ -33,6 +34,7 @@ class Nights(msgspec.Struct, frozen=True, kw_only=True):
     last: str
     options: dict[str, int | float] = {}
     allow: tuple[str, ...] = ()
+    audit_data: dict[str, int | float] = {}
     today: str = "2030-01-01"
 
 
@@ -57,6 +59,7 @@ def learn(nights: Nights) -> None:
         ),
         timelines_per_batch=16,
         today=nights.today,
+        audit_data=DataAuditConfig(**nights.audit_data),
     )
 
 
