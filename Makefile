@@ -15,8 +15,10 @@
 
 # PYTHON=...        the interpreter for .venv (3.11)
 # CLOSURE=cuda      the closure for NVIDIA GPUs instead of the CPU one
+# WORKERS=2         processes that share the tests; 0: none beside pytest itself
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CLOSURE ?= cpu
+WORKERS ?= 2
 
 BIN := .venv/bin
 RUNTIME := .venv/installed-$(CLOSURE)
@@ -45,7 +47,7 @@ monitoring:
 environment: $(RUNTIME) $(DEVELOPMENT) $(CLIENTS)
 
 test: check $(CLIENTS) monitoring
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-long: $(DEVELOPMENT) monitoring
 	$(BIN)/python -m pytest -m long
