@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torchrec.distributed import comm_ops, dist_data
 
 from stack.ids import blocks
@@ -73,13 +74,13 @@ class Stalls:
 class _Clocked:
     """`torch.distributed`, with collectives whose calls and waits are counted."""
 
-    def __init__(self, dist: ModuleType, stalls: Stalls) -> None:
-        self._dist = dist
+    def __init__(self, module: ModuleType, stalls: Stalls) -> None:
+        self._module = module
         for name in _COLLECTIVES:
-            setattr(self, name, self._clocked(getattr(dist, name), stalls))
+            setattr(self, name, self._clocked(getattr(module, name), stalls))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._dist, name)
+        return getattr(self._module, name)
 
     @staticmethod
     def _clocked(collective: Callable[..., Any], stalls: Stalls) -> Callable[..., Any]:
@@ -92,11 +93,15 @@ class _Clocked:
 
 
 class _Waited:
-    """A collective under way."""
+    """A collective under way; it passes for a `Work`, since TorchRec waits for nothing else."""
 
     def __init__(self, work: Any, stalls: Stalls) -> None:
         self._work = work
         self._stalls = stalls
+
+    @property  # type: ignore[misc]  # what isinstance asks
+    def __class__(self) -> type:
+        return dist.Work
 
     def wait(self, *arguments: Any) -> Any:
         with self._stalls.counted():

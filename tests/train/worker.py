@@ -31,6 +31,7 @@ from stack.layers.norm import Norm
 from stack.tables.config import TablesConfig
 from stack.tables.shard import dense_module
 from stack.tasks import TasksConfig
+from stack.telemetry.config import TelemetryConfig
 from stack.towers.config import ModelConfig
 from stack.train import verb
 from stack.train.build import Setup, build_loop
@@ -61,6 +62,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     stopped_after: int = -1
     managed_rows: int = 0
     hashed_rows: int = 0
+    telemetry: dict[str, int | bool | str] = {}
 
     @property
     def folder(self) -> Path:
@@ -90,6 +92,7 @@ def setup_of(run: Run) -> Setup:
         composed=yaml.safe_dump(composed),
         ids=_ids(run),
         checkpoint=CheckpointConfig(**run.checkpoint),
+        telemetry=TelemetryConfig(**({"port": 0} | run.telemetry)),
     )  # fmt: skip
 
 
