@@ -234,6 +234,7 @@ def build_loop(
         clip_norm=setup.optim.clip_norm,
         task_weights={name: getattr(setup.tasks, name).weight for name in TASKS},
         seed=setup.run.seed,
+        dense={group.name: group.dense for group in dataset.schema.groups},
     )
     tables = places_of(setup.model, setup.tasks, dataset.schema).tables()
     sizes = {name: spec.num_rows for _, part in tables_in(model) for name, spec in part.specs.items()}

@@ -59,17 +59,24 @@ class RefusalLimit(Periodic):
 
     def __init__(self, *, limit: int) -> None:
         self._limit = limit
+        self._columns: dict[str, None] = {}
 
     def after_step(self, moment: Moment) -> None:
         if moment.result.refused:
             losses = ", ".join(f"{name} {loss:.4g}" for name, loss in moment.result.losses.items())
-            say(f"step {moment.step}: refused a batch of {moment.day}: not all of it is finite ({losses})")
+            where = ", ".join(moment.result.not_finite) or "none of its columns"
+            say(f"step {moment.step}: refused a batch of {moment.day}: not finite: {where} ({losses})")
+            self._columns |= dict.fromkeys(moment.result.not_finite)
         if moment.num_refused > self._limit:
             raise NotFiniteError(
                 f"{moment.num_refused} batches had numbers that are not finite, above train.max_refused_batches="
-                f"{self._limit}; the last at step {moment.step}, day {moment.day}: look for infinite or missing values "
-                "in the data, or lower the learning rates"
+                f"{self._limit}; the last at step {moment.step}, day {moment.day}: {self._way_out()}"
             )
+
+    def _way_out(self) -> str:
+        if not self._columns:
+            return "no column held them, so lower the learning rates"
+        return f"look for infinite or missing values in {', '.join(self._columns)}"
 
 
 class StepLog(Periodic):
@@ -90,6 +97,8 @@ class StepLog(Periodic):
             "wait_seconds": moment.wait_seconds,
         }
         del record["stop"]
+        if not moment.result.not_finite:
+            del record["not_finite"]
         self._log.add(record)
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,7 @@ from stack.tables.asked import Asked
 from stack.tables.optim import set_table_learning_rate
 from stack.tables.shard import dense_module
 from stack.tasks import TaskOutput
+from stack.train.finite import float_columns, num_not_finite
 from stack.train.optim import Schedule
 from stack.train.ranks import totals
 
@@ -29,8 +30,8 @@ class StepResult:
     """What came of a step, the same on every rank.
 
     `losses`: mean loss over the global batch of each task with examples in it; `loss`: their weighted sum. `refused`:
-    a number of the batch, the input of a batch norm, or the loss was not finite, so nothing was learnt. `stop`: some
-    rank was asked to stop.
+    a number of the batch, the input of a batch norm, or the loss was not finite, so nothing was learnt; `not_finite`:
+    the columns that held such numbers. `stop`: some rank was asked to stop.
     """
 
     losses: dict[str, float]
@@ -40,16 +41,19 @@ class StepResult:
     stop: bool
     gradient_norm: float
     rate_share: float
+    not_finite: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """Sums over all ranks: example losses and example weights by task, examples of all groups."""
+    """Sums over all ranks: example losses and example weights by task, examples of all groups, and what of them is not
+    finite: how many numbers, and in which columns."""
 
     losses: dict[str, float]
     weights: dict[str, float]
     num_examples: int
     num_bad: int
+    not_finite: tuple[str, ...]
     stop: bool
 
     @property
@@ -98,6 +102,7 @@ class Stepper:
         clip_norm: float,
         task_weights: Mapping[str, float],
         seed: int,
+        dense: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.model = model
         user_model = dense_module(model)
@@ -111,6 +116,7 @@ class Stepper:
         self._clip_norm = clip_norm
         self._task_weights = dict(task_weights)
         self._seed = seed
+        self._dense = {} if dense is None else dict(dense)
         norms = [module for module in model.modules() if isinstance(module, BatchStatistics)]
         self._refused_by_norms = [norm.num_refused for norm in norms]
 
@@ -127,8 +133,10 @@ class Stepper:
         asked = self._user_model.ask(batch) if isinstance(batch, Batch) else batch
         outputs: dict[str, TaskOutput] = self.model(asked)
         losses = {name: output.loss_E.sum() for name, output in outputs.items()}
-        num_bad = _num_not_finite(asked.batch) + self._num_refused_by_norms() - refused_before
-        sums = _sum_over_ranks(losses, outputs, asked.batch, num_bad=num_bad, asked_to_stop=asked_to_stop)
+        num_refused = self._num_refused_by_norms() - refused_before
+        sums = _sum_over_ranks(
+            losses, outputs, asked.batch, num_refused=num_refused, dense=self._dense, asked_to_stop=asked_to_stop
+        )
         return Computed(step=step, losses=losses, sums=sums, rate_share=share, own=_own(asked, outputs))
 
     def learn(self, computed: Computed) -> StepResult:
@@ -146,6 +154,7 @@ class Stepper:
             stop=sums.stop,
             gradient_norm=norm,
             rate_share=computed.rate_share,
+            not_finite=sums.not_finite,
         )
 
     def _num_refused_by_norms(self) -> int:
@@ -191,30 +200,27 @@ def _own(asked: AskedBatch, outputs: Mapping[str, TaskOutput]) -> Own:
     )  # fmt: skip
 
 
-def _num_not_finite(batch: Batch) -> int:
-    """How many ranking features and labels are NaN or infinite. A loss can hide them: log(1 + exp(-inf)) is 0."""
-    floats = [value for examples in batch.groups.values() for value in (examples.dense_EF, *examples.labels.values())]
-    return sum(int((~torch.isfinite(value)).sum()) for value in floats)
-
-
 def _sum_over_ranks(
     losses: Mapping[str, Tensor],
     outputs: Mapping[str, TaskOutput],
     batch: Batch,
     *,
-    num_bad: int,
+    num_refused: int,
+    dense: Mapping[str, Sequence[str]],
     asked_to_stop: bool,
 ) -> Sums:
     """One reduction for all that ranks must agree on."""
     names = list(losses)
     num_examples = sum(examples.num_examples for examples in batch.groups.values())
-    facts = torch.tensor([num_examples, num_bad, asked_to_stop], dtype=torch.float64, device=batch.user_B.device)
+    facts = torch.tensor([num_examples, num_refused, asked_to_stop], dtype=torch.float64, device=batch.user_B.device)
     numbers = [losses[name].detach() for name in names] + [outputs[name].weight_E.detach().sum() for name in names]
-    found = totals(torch.cat([torch.stack(numbers).double(), facts]))
+    found = totals(torch.cat([torch.stack(numbers).double(), num_not_finite(batch).to(facts), facts]))
+    bad = dict(zip(float_columns(batch, dense), found[len(numbers) : -3], strict=True))
     return Sums(
         losses=dict(zip(names, found, strict=False)),
         weights=dict(zip(names, found[len(names) :], strict=False)),
         num_examples=int(found[-3]),
-        num_bad=int(found[-2]),
+        num_bad=int(found[-2] + sum(bad.values())),
+        not_finite=tuple(name for name, num in bad.items() if num),
         stop=found[-1] > 0,
     )

@@ -96,7 +96,8 @@ def test_an_infinite_ranking_feature_is_refused_and_never_reaches_running_statis
     dense_EF = examples.dense_EF.clone()
     dense_EF[0, 0] = torch.inf
     bad = replace(batch, groups=batch.groups | {"impression": replace(examples, dense_EF=dense_EF)})
-    assert loop.stepper(bad, step=0, asked_to_stop=False).refused
+    result = loop.stepper(bad, step=0, asked_to_stop=False)
+    assert (result.refused, result.not_finite) == (True, ("impression.item_count",))
     assert all(bool(torch.isfinite(value).all()) for value in dense_tensors(loop.stepper.model).values())
     assert sum(refused_batches(loop.stepper.model).values()) >= 1
     assert not loop.stepper(batch, step=1, asked_to_stop=False).refused
@@ -117,7 +118,7 @@ def test_above_the_limit_training_ends_in_one_line_that_names_it(
         DataError, match=r"1 batches had numbers that are not finite, above train\.max_refused_batches=0"
     ):
         limited.run()
-    assert "step 2: refused a batch of 2016-07-18: not all of it is finite (ctr nan" in capsys.readouterr().out
+    assert "step 2: refused a batch of 2016-07-18: not finite: impression.clicked (ctr nan" in capsys.readouterr().out
 
 
 def test_draws_depend_on_seed_and_step_alone(loop: Loop) -> None:
