@@ -18,10 +18,10 @@ from stack.telemetry.metrics import AuditMetrics, DailyMetrics, ServerMetrics, T
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 BEGIN, END = "<!-- made by tools.metrics_table -->\n", "<!-- until here -->\n"
 HOLDERS: dict[str, tuple[Callable[[CollectorRegistry], object], ...]] = {
-    "a process that trains (role `train`)": (TrainMetrics,),
-    "a server (role `serve`)": (ServerMetrics, WorkerMetrics),
-    "`<run>.daily.prom`, of `stack daily`": (DailyMetrics,),
-    "`<run>.audit.prom`, of `stack audit`": (AuditMetrics,),
+    "train": (TrainMetrics,),
+    "serve": (ServerMetrics, WorkerMetrics),
+    "daily": (DailyMetrics,),
+    "audit": (AuditMetrics,),
 }
 
 

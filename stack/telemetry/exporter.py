@@ -13,9 +13,10 @@ run no longer has.
 from __future__ import annotations
 
 import re
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from wsgiref.simple_server import WSGIServer
@@ -89,15 +90,19 @@ def exported(
     with ExitStack() as stack:
         with mishaps.survived(_PART):
             server, thread = _listening(registry, address=address, port=port, mishaps=mishaps)
-            stack.callback(_stop, server, thread)
+            stack.callback(_stop, server, thread, address)
             with mishaps.survived("targets"):
                 target.remove_ranks_from(world_size)
             stack.enter_context(findable(target, address, server.server_port, mishaps=mishaps))
         yield
 
 
-def _stop(server: WSGIServer, thread: threading.Thread) -> None:
-    server.shutdown()
+def _stop(server: WSGIServer, thread: threading.Thread, address: str) -> None:
+    ending = threading.Thread(target=server.shutdown)
+    ending.start()
+    with suppress(OSError):  # by itself it looks up twice a second
+        socket.create_connection((address, server.server_port), timeout=1).close()
+    ending.join()
     server.server_close()
     thread.join()
 
