@@ -226,9 +226,11 @@ def _export_delta(job: Job) -> None:
 
 
 def _serve(job: Job) -> None:
-    from stack.serve.serve import serve
+    from stack.serve.serve import Watched, serve
 
-    serve(job.serve)
+    told = job.telemetry
+    watched = Watched(targets=told.targets_folder(job.run.dir), address=told.address) if told.enabled else None
+    serve(job.serve, watched=watched)
 
 
 def _dashboard(job: Job) -> None:
