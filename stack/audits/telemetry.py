@@ -50,7 +50,8 @@ def _tell_layer(metrics: AuditMetrics, layer: LayerReport) -> None:
     _set(metrics.variance, layer.ratio_p5, name, "5")
     _set(metrics.variance, layer.ratio_p95, name, "95")
     _set(metrics.divergence, layer.kl_mean, name)
-    _set(metrics.not_finite, layer.num_broken + layer.num_not_finite, name)
+    either = layer.num_broken + layer.num_not_finite  # a channel may be both
+    _set(metrics.not_finite, min(either, layer.num_channels), name)
 
 
 def _tell_task(metrics: AuditMetrics, effect: Effect) -> None:
