@@ -15,7 +15,7 @@ from stack.audits.fragment import BLUE, WIDTH, LogAxis, drawing, figure, number,
 
 _HEADINGS = ("task", "part", "rows", "positives", "predicted", "observed", "predicted / observed", "95% limits", "")
 _MOST_TOLD = 3
-_MARGIN, _BOTTOM = 36, 270
+_MARGIN, _TOP, _BOTTOM = 36, 18, 280
 
 
 def findings(report: CalibrationReport, config: CalibrationConfig) -> list[Finding]:
@@ -91,9 +91,9 @@ def _reliability(task: TaskCalibration) -> str:
     low = 10 ** math.floor(math.log10(min(rates)))
     high = 10 ** math.ceil(math.log10(max(rates)) + 1e-9)
     across = LogAxis(low=low, high=high, start=_MARGIN, end=WIDTH - 8)
-    upward = LogAxis(low=low, high=high, start=_BOTTOM, end=8)
+    upward = LogAxis(low=low, high=high, start=_BOTTOM, end=_TOP)
     grid = "".join(
-        f'<line x1="{across(rate):.1f}" x2="{across(rate):.1f}" y1="8" y2="{_BOTTOM}" stroke="var(--soft)"/>'
+        f'<line x1="{across(rate):.1f}" x2="{across(rate):.1f}" y1="{_TOP}" y2="{_BOTTOM}" stroke="var(--soft)"/>'
         f'<line x1="{_MARGIN}" x2="{WIDTH - 8}" y1="{upward(rate):.1f}" y2="{upward(rate):.1f}" stroke="var(--soft)"/>'
         f"{text(across(rate), _BOTTOM + 11, f'{rate:g}', anchor='middle')}"
         f"{text(_MARGIN - 3, upward(rate) + 3, f'{rate:g}', anchor='end')}"
@@ -103,7 +103,7 @@ def _reliability(task: TaskCalibration) -> str:
         f'<line x1="{across(low):.1f}" y1="{upward(low):.1f}" x2="{across(high):.1f}" y2="{upward(high):.1f}" '
         f'stroke="currentColor" stroke-dasharray="3 3"/>'
     )
-    names = text(WIDTH / 2, _BOTTOM + 22, "predicted", anchor="middle") + text(0, 6, "observed")
+    names = text(WIDTH / 2, _BOTTOM + 22, "predicted", anchor="middle") + text(0, 10, "observed")
     dots = "".join(_dot(part, across(part.predicted), upward) for part in seen)
     return drawing(
         grid + diagonal + dots + names, height=_BOTTOM + 26, label=f"predicted and observed rates of {task.task}"
