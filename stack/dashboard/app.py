@@ -48,15 +48,13 @@ _AT_ONCE = 8
 
 def build_app(prometheus: Prometheus, *, scrape_seconds: float, hosts: Sequence[str]) -> Starlette:
     """`hosts`: the names by which it may be asked; a page elsewhere whose name is made to lead here is refused."""
-    limiter: list[anyio.CapacityLimiter] = []
+    limiter = anyio.CapacityLimiter(_AT_ONCE)
 
     def ask(name: str) -> Route:
         async def endpoint(request: Request) -> Response:
-            if not limiter:
-                limiter.append(anyio.CapacityLimiter(_AT_ONCE))
             try:
                 answer = await anyio.to_thread.run_sync(
-                    prometheus.ask, name, request.query_params.multi_items(), limiter=limiter[0]
+                    prometheus.ask, name, request.query_params.multi_items(), limiter=limiter
                 )
             except RefusedError as error:
                 return _json({"status": "error", "error": str(error)}, status=400)

@@ -53,11 +53,12 @@ class Prometheus:
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         assert parts.hostname is not None
         connection = kind(parts.hostname, parts.port, timeout=self.timeout_seconds)
-        limit = [("timeout", f"{self.timeout_seconds}s")] if parameters else []
+        limit = [("timeout", f"{round(1000 * self.timeout_seconds)}ms")] if parameters else []
         target = f"{parts.path.rstrip('/')}/api/v1/{name}?{urlencode([*parameters, *limit])}"
         try:
             connection.request("GET", target, headers={"accept": "application/json"})
-            return self._read(connection.getresponse(), deadline=time.monotonic() + self.timeout_seconds)
+            with connection.getresponse() as response:
+                return self._read(response, deadline=time.monotonic() + self.timeout_seconds)
         except (OSError, http.client.HTTPException) as error:
             said = str(error) or type(error).__name__
             raise UnreachableError(f"Prometheus at {self.address} does not answer: {said}") from error

@@ -167,7 +167,7 @@ class _Serving:
                 of.seconds.labels(route).observe(draw.lognormvariate(math.log(typical * cold), 0.35))
         asked = int(seconds * rate)
         of.recorded.labels("written").inc(asked // 100)
-        of.refused.labels("busy").inc(draw.random() < 0.03)
+        of.refused.labels("in_flight").inc(draw.random() < 0.03)
         of.in_flight.set(max(0.0, draw.gauss(rate / 18, 0.7)))
         of.unknown_ids.labels("item").inc(asked * draw.uniform(0.1, 0.14))
         of.unknown_ids.labels("brand").inc(asked * draw.uniform(0.01, 0.02))
