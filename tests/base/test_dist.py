@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch.distributed
 
 from stack.base.dist import World, _generation, own_device, process_group, world
 from stack.base.errors import MachineError
+from tests.distributed.launch import ROOT, kept_port
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
 SUM_OF_RANKS = """
@@ -90,18 +90,17 @@ def test_a_launcher_that_names_no_meeting_place_is_refused(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_whose_peers_do_not_come_says_so(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    variables = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    line = f"rank {rank} of 2 has not met all others at 127.0.0.1:{port} within 2 s: one of them did not start"
-    with (
-        pytest.raises(MachineError, match=line),
-        process_group(device=torch.device("cpu"), timeout_seconds=2.0),
-    ):
-        raise AssertionError("alone in a world of two")
+    with kept_port() as port:
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        line = f"rank {rank} of 2 has not met all others at 127.0.0.1:{port} within 2 s: one of them did not start"
+        with (
+            pytest.raises(MachineError, match=line),
+            process_group(device=torch.device("cpu"), timeout_seconds=2.0),
+        ):
+            raise AssertionError("alone in a world of two")
     assert not torch.distributed.is_initialized()
 
 
@@ -127,15 +126,12 @@ def test_the_device_is_the_cpu_where_there_is_no_gpu() -> None:
 
 def test_two_processes_find_each_other_again_after_one_was_killed(tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(SUM_OF_RANKS)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--max-restarts=1"),
-        *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", str(tmp_path / "job.py")),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, cwd=Path(__file__).parents[2]
-    )
+    with kept_port() as port:
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--max-restarts=1"),
+            *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", str(tmp_path / "job.py")),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == [f"rank {rank} of 2, attempt 1: 21.0" for rank in (0, 1)]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 240
 END_SECONDS = 40
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -25,7 +25,7 @@ def run_ranks(module: str, *arguments: str | Path, world_size: int, local_size: 
     """
     local_size = local_size or world_size
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    with _kept_port() as port:
+    with kept_port() as port:
         variables = [
             {
                 "RANK": str(rank),
@@ -42,7 +42,7 @@ def run_ranks(module: str, *arguments: str | Path, world_size: int, local_size: 
 
 
 @contextlib.contextmanager
-def _kept_port() -> Iterator[int]:
+def kept_port() -> Iterator[int]:
     """A port that nobody else is given in the block: bound, but without a listener, so that rank 0 can listen there."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
