@@ -21,12 +21,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stack.audits.lookups import LookupCount
+from stack.audits.lookups import LookupCount, count_lookups
 from stack.base.errors import ConfigError
+from stack.data.batch import Batch
 from stack.data.dataset import Dataset
 from stack.ids.config import IdMode
 from stack.ids.hashing import HashedRows, measured_collisions
 from stack.ids.maps import IdMaps
+from stack.model import Places
 from stack.tables.rows import TableShard
 
 _LOWEST_OCTAVE, _HIGHEST_OCTAVE, _PER_OCTAVE = -160, 136, 64
@@ -152,6 +154,28 @@ class TablesReport(msgspec.Struct, frozen=True, kw_only=True):
 
     days: tuple[str, ...]
     tables: tuple[TableReport, ...]
+
+
+def tables_report(
+    num_rows: Mapping[str, int],
+    parts: TableParts,
+    *,
+    dataset: Dataset,
+    places: Places,
+    maps: IdMaps | None,
+    last_day: str,
+    batches: Iterable[Batch],
+    days: Sequence[str],
+    config: TablesAuditConfig,
+) -> TablesReport:
+    """The whole audit of a version: what is known of its tables, lookups of `batches` (timelines of `days`), and one
+    reading of all rows. `num_rows`: of each table as the version has it; `last_day`: the last one learnt."""
+    tables = audited_tables(
+        num_rows, dataset=dataset, maps=maps, last_day=last_day, growth_days=config.growth_days
+    )  # fmt: skip
+    limits = {table.name: table.num_rows for table in tables if table.mode is IdMode.direct}
+    lookups = count_lookups(batches, places, num_kept=config.kept_ids, limits=limits)
+    return audit_tables(tables, parts, lookups, days=days, config=config)
 
 
 def audited_tables(

@@ -303,11 +303,12 @@ def _compare_dense(
     assert body.group is not None
     group, examples = schema.group(body.group), batch.groups[body.group]
     sent: Mapping[str, Sequence[float] | None] = body.candidates.get("dense") or {}
+    dense_EF = examples.dense_EF.numpy()
     for index, name in enumerate(group.dense):
         feature = f"candidates.{group.name}.dense.{name}"
         column = sent.get(name)
         for place, example in places:
-            their = float(examples.dense_EF[example, index])
+            their = float(dense_EF[example, index])
             own = 0.0 if column is None else float(np.float32(column[place]))
             compared.num[feature] += 1
             if not abs(own - their) <= tolerance * max(1.0, abs(their)):

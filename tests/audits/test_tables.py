@@ -23,6 +23,7 @@ from stack.audits.tables import (
     audit_tables,
     audited_tables,
     growth_of,
+    tables_report,
 )
 from stack.audits.tables_show import findings, html, tables
 from stack.base.errors import ConfigError
@@ -243,6 +244,22 @@ def test_tables_are_described_by_their_maps_and_vocabularies(dataset: Dataset) -
     assert tags.hashed == HashedRows(num_rows=16)
     assert shop.growth == {dataset.days()[1]: 0, dataset.days()[2]: 0}
     assert growth_of(dataset, "shop", dataset.days()[0], 5) == {dataset.days()[0]: NUM_ROWS["shop"] - 1}
+
+
+def test_all_of_it_together_is_the_same_in_one_call(dataset: Dataset) -> None:
+    weight_ND, state_N = rows(10)
+    parts, days = parts_of(weight_ND[:9], {"m": state_N[:9]}), dataset.days()[:1]
+    places = small_model().places
+    batches = list(Loader(dataset, days=days, global_batch_size=8, num_prefetch=0))
+    report = tables_report(
+        {"shop": 9}, parts, dataset=dataset, places=places, maps=None, last_day=days[0], batches=batches, days=days,
+        config=CONFIG,
+    )  # fmt: skip
+    counts = count_lookups(batches, places, num_kept=1000, limits={"shop": 9})
+    (shop,) = report.tables
+    assert (shop.num_lookups, shop.hottest) == (counts["shop"].total, counts["shop"].shares())
+    assert shop.num_learnt == int((state_N[:9] > 0).sum())
+    assert (report.days, shop.mode, shop.num_ids) == (days, IdMode.direct, 8)
 
 
 def test_a_hot_id_is_found_in_tables_that_are_large_enough() -> None:
