@@ -49,7 +49,7 @@ _SAVED = {of("stack_train_checkpoints_total", result="committed"): "1x10 9x200"}
 _LOST = of("stack_telemetry_errors_total", rank="0", part="disk")
 _LOST_LABELS = {"run": "nightly", "rank": "0", "part": "disk"}
 _ENDED = "stack_daily_last_end_timestamp_seconds"
-_CRITICAL = of("stack_audit_findings", part="norm", level="critical")
+_CRITICAL = of("stack_audit_findings", part="normalisation", level="critical")
 _SHIFT = of("stack_audit_norm_shift_deviations", layer="ctr.1")
 OK = of("stack_serve_requests_total", route="/a", label="stable", code="200")
 UNKNOWN = of("stack_serve_unknown_ids_total", feature="events.item")
@@ -100,7 +100,7 @@ CASES = (
         bad={_CALIBRATION: "1x3 0.7x80"}, good={_CALIBRATION: "1x3 0.85x80"}, silent="15m45s", fires="16m30s",
     ),
     Case(
-        alert="StackBatchesRefused", labels={"run": "nightly", "rank": "0"},
+        alert="StackBatchesRefused",
         bad={of("stack_train_refused_batches_total", rank="0"): "0x10 1x60"},
         good={of("stack_train_refused_batches_total", rank="0"): "5x60"}, silent="2m30s", fires="2m45s",
     ),
@@ -162,8 +162,8 @@ CASES = (
         silent="5m45s", fires="6m15s",
     ),
     Case(
-        alert="StackCriticalFindings", labels={"run": "nightly", "part": "norm"},
-        bad={_CRITICAL: "0x3 2x10"}, good={of("stack_audit_findings", part="norm", level="warning"): "2x20"},
+        alert="StackCriticalFindings", labels={"run": "nightly", "part": "normalisation"},
+        bad={_CRITICAL: "0x3 2x10"}, good={of("stack_audit_findings", part="normalisation", level="warning"): "2x20"},
         silent="45s", fires="1m",
     ),
     Case(

@@ -49,30 +49,32 @@ FIGURES = (
         of("stack_train_exchange_seconds_total", rank="1"): "0+6x40",
         of("stack_train_step_seconds_sum", rank="1"): "0+15x40",
     }, rank="1"),
-    _figure("run_task:stack_train_normalized_entropy:max", 0.9, {
+    _figure("run_task:stack_train_normalized_entropy:avg", 0.85, {
         of("stack_train_normalized_entropy_ratio", rank="0", task="ctr"): "0.9x40",
         of("stack_train_normalized_entropy_ratio", rank="1", task="ctr"): "0.8x40",
     }, task="ctr"),
     _figure("run_task:stack_train_calibration:avg", 1.0, {
         of("stack_train_calibration_ratio", rank="0", task="ctr"): "0.9x40",
         of("stack_train_calibration_ratio", rank="1", task="ctr"): "1.1x40",
+        of("stack_train_calibration_ratio", rank="2", task="ctr"): "NaN NaN NaN",
     }, task="ctr"),
     _figure("run_table:stack_train_lookups:rate1m", 30, {
         of("stack_train_lookups_total", rank="0", table="item"): "0+300x40",
         of("stack_train_lookups_total", rank="1", table="item"): "0+150x40",
     }, table="item"),
     _figure("run_table:stack_train_occupancy:ratio", 0.5, {
-        of("stack_train_table_held_rows", rank="0", table="item"): "50x40",
+        of("stack_train_table_held_rows", rank="0", table="item"): "30x40",
+        of("stack_train_table_held_rows", rank="1", table="item"): "20x40",
         of("stack_train_table_rows", rank="0", table="item"): "100x40",
         of("stack_train_table_rows", rank="0", table="age"): "9x40",
     }, table="item"),
     _figure(
         "run_table:stack_train_admitted_ids:rate5m", 2,
-        {of("stack_train_admitted_ids_total", rank="0", table="item"): "0+30x40"}, table="item",
+        {of("stack_train_admitted_ids_total", rank=rank, table="item"): "0+15x40" for rank in "01"}, table="item",
     ),
     _figure(
         "run_table:stack_train_evicted_ids:rate5m", 1,
-        {of("stack_train_evicted_ids_total", rank="0", table="item"): "0+15x40"}, table="item",
+        {of("stack_train_evicted_ids_total", rank=rank, table="item"): "0+15x40" for rank in "0"}, table="item",
     ),
     _figure(
         "run:stack_train_checkpoint_seconds:p99_1h", 0.2425, _seconds("stack_train_checkpoint_seconds", rank="0"),

@@ -6,7 +6,6 @@ Alertmanager, webhook).
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from prometheus_client import CollectorRegistry, start_http_server, write_to_tex
 
 from stack.telemetry.exposition import Exposed
 from stack.telemetry.metrics import AuditMetrics, DailyMetrics, ServerMetrics, TrainMetrics, WorkerMetrics
+from tools.monitor.programs import write_target
 
 DAY = 86_400.0
 _ROUTE = "/v1/users:embed"
@@ -49,7 +49,7 @@ class Processes:
 
     def tell(self, role: str, run: str, address: str) -> None:
         labels = {"role": role, "rank": "0"} | ({"run": run} if run else {})
-        (self.targets / f"{role}-{run}.json").write_text(json.dumps([{"targets": [address], "labels": labels}]))
+        write_target(self.targets / f"{role}-{run}.json", address, **labels)
 
     def close(self) -> None:
         self._ended.close()
@@ -125,7 +125,7 @@ class Processes:
     def _audit(self, *, critical: int, shift: float, not_finite: int) -> None:
         def fill(registry: CollectorRegistry) -> None:
             audit = AuditMetrics(registry)
-            audit.findings.labels("norm", "critical").set(critical)
+            audit.findings.labels("normalisation", "critical").set(critical)
             audit.shift.labels("ctr.1").set(shift)
             audit.allowed_shift.labels("ctr.1").set(0.1)
             audit.not_finite.labels("ctr.1").set(not_finite)

@@ -13,7 +13,10 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import msgspec
+
 from stack.base.errors import UserError
+from stack.base.files import write_bytes
 
 PROGRAMS = ("prometheus", "promtool", "prometheus-alertmanager", "amtool", "prometheus-node-exporter")
 _HOST = "127.0.0.1"
@@ -83,11 +86,16 @@ def _running(name: str, options: Sequence[str], *, log: Path, ready: str, port: 
         stop(process)
 
 
-def stop(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
-    """Asks it to end; kills it where it does not."""
+def write_target(path: Path, address: str, **labels: str) -> None:
+    """A file that tells Prometheus of one process, as `stack` writes them of its own."""
+    write_bytes(path, msgspec.json.encode([{"targets": [address], "labels": labels}]) + b"\n")
+
+
+def stop(process: subprocess.Popen[bytes], *, seconds: float = _STOP_SECONDS) -> None:
+    """Asks it to end; kills it where it does not in so many seconds."""
     process.terminate()
     try:
-        process.wait(_STOP_SECONDS)
+        process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
