@@ -36,7 +36,7 @@ _NUM_BINS = (_HIGHEST_OCTAVE - _LOWEST_OCTAVE) * _PER_OCTAVE
 _MAD_TO_SIGMA = 0.6745
 _MOST_HASHED = 1 << 22
 """More ids than these are not hashed one by one: what a hash of so many comes to is known."""
-_DRAWN_PER_OCTAVE = 2
+_DRAWN_PER_OCTAVE = 4
 
 Ints = NDArray[np.int64]
 TableParts = Callable[[str], Iterator[TableShard]]
@@ -319,7 +319,7 @@ def _quantile(counts_B: Ints, share: float) -> float | None:
 
 
 def _drawn(scan: _Scan) -> Iterator[NormBin]:
-    """Half octaves, from the first that has rows to the last."""
+    """Quarters of octaves, from the first that has rows to the last."""
     width = _PER_OCTAVE // _DRAWN_PER_OCTAVE
     learnt_B = np.zeros_like(scan.never_B) if scan.learnt_B is None else scan.learnt_B
     coarse = [counts_B.reshape(-1, width).sum(axis=1) for counts_B in (learnt_B, scan.never_B)]

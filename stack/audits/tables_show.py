@@ -16,6 +16,8 @@ _HEADINGS = (
 )  # fmt: skip
 _HEIGHT = 80
 _GROWTH_HEIGHT = 40
+_LEAST_DRAWN = 50
+"""Rows of a table whose norms are worth a drawing."""
 
 
 def findings(report: TablesReport, config: TablesAuditConfig) -> list[Finding]:
@@ -105,7 +107,7 @@ def _drawn(one: TableReport) -> str:
 
 def _norms(one: TableReport) -> str:
     """Bars over the norm, on a logarithmic scale: rows learnt above those never learnt."""
-    if not one.norms:
+    if not one.norms or one.num_rows < _LEAST_DRAWN:
         return ""
     axis = LogAxis(low=one.norms[0].low, high=one.norms[-1].high, start=0, end=WIDTH)
     most = max(part.num_learnt + part.num_never for part in one.norms)
