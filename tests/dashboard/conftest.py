@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+import uvicorn
 
+from stack.base.listen import address_of, bound
+from stack.dashboard.app import build_app
+from stack.dashboard.prometheus import Prometheus
 from tools.dashboards.browser import Page, browser, missing_browser
 from tools.dashboards.history import running_example
 from tools.monitor.asked import Asked
-from tools.monitor.programs import missing_programs, stop
+from tools.monitor.programs import missing_programs
 
-FINE_SECONDS, NIGHTS = 3600.0, 2
-Serve = Callable[[str], str]
+AHEAD_SECONDS = 1800.0
+"""The example goes on for so long, that a slow machine may take."""
+FINE_SECONDS, NIGHTS = 3600.0 + AHEAD_SECONDS, 2
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +31,9 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if missing := missing_programs():
         pytest.skip(f"there is no {', '.join(missing)}: make monitoring (as root, on Debian or Ubuntu)")
     folder = tmp_path_factory.mktemp("example")
-    with running_example(folder, now=time.time(), fine_seconds=FINE_SECONDS, nights=NIGHTS) as address:
+    with running_example(
+        folder, until=time.time() + AHEAD_SECONDS, fine_seconds=FINE_SECONDS, nights=NIGHTS
+    ) as address:
         yield address
 
 
@@ -35,37 +43,35 @@ def asked(prometheus: str) -> Asked:
 
 
 @pytest.fixture(scope="session")
-def serve() -> Iterator[Serve]:
-    """Starts `stack dashboard` over the Prometheus at an address; where the page is."""
-    with ExitStack() as stack:
-
-        def start(prometheus: str) -> str:
-            options = ["dashboard.port=0", f"dashboard.prometheus={prometheus}", "dashboard.scrape_seconds=15"]
-            process = subprocess.Popen(
-                [sys.executable, "-m", "stack", "dashboard", *options], stdout=subprocess.PIPE, text=True
-            )
-            stack.callback(_end, process)
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("dashboard at http://127.0.0.1:"), line
-            return line.removeprefix("dashboard at ").partition(",")[0]
-
-        yield start
+def site(prometheus: str) -> Iterator[str]:
+    """Where the page of `stack dashboard` is. It stops as it should when it is told to."""
+    options = ["dashboard.port=0", f"dashboard.prometheus={prometheus}", "dashboard.scrape_seconds=15"]
+    command = [sys.executable, "-m", "stack", "dashboard", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("dashboard at http://127.0.0.1:"), line
+        yield line.removeprefix("dashboard at ").partition(",")[0]
+        process.terminate()
+        assert process.stdout.read() == "stopped\n"
+        assert process.wait() == 0
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """It stops as it should when it is told to."""
-    assert process.stdout is not None
-    stop(process)
-    said = process.stdout.read()
-    process.stdout.close()
-    assert process.returncode == 0
-    assert said.splitlines()[-1] == "stopped"
-
-
-@pytest.fixture(scope="session")
-def site(prometheus: str, serve: Serve) -> str:
-    return serve(prometheus)
+@contextmanager
+def served(prometheus: str) -> Iterator[str]:
+    """The same application in this process."""
+    asked = Prometheus(address=prometheus, timeout_seconds=5, max_answer_bytes=1 << 20)
+    app = build_app(asked, scrape_seconds=15.0, hosts=("127.0.0.1",))
+    with bound("127.0.0.1", 0, option="") as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        listener.listen()
+        thread.start()
+        try:
+            yield address_of(listener)
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.fixture(scope="session")

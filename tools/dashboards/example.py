@@ -124,7 +124,7 @@ class _Training:
             of.lookups.labels(table).inc(steps * 2_400 * (0.1 if table == "user" else 8 if table == "item" else 4))
             of.unique.labels(table).set(min(1.0, rows / 160_000 + 0.04) * draw.uniform(0.95, 1.05))
         for table in MANAGED:
-            held = ROWS[table] * (0.955 - 0.6 * left if table == "item" else 0.7 - 0.3 * left)
+            held = ROWS[table] * (0.97 - 0.3 * left if table == "item" else 0.7 - 0.3 * left)
             of.held.labels(table).set(round(held))
             of.admitted.labels(table).inc(steps * (0.3 + 6 * left) * draw.uniform(0.7, 1.3))
             of.evicted.labels(table).inc(steps * (0.2 if table == "item" else 0.02) * draw.uniform(0.7, 1.3))

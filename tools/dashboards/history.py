@@ -27,15 +27,16 @@ _BLOCK = "240h"
 
 
 @contextmanager
-def running_example(folder: Path, *, now: float, fine_seconds: float, nights: int) -> Iterator[str]:
-    """The address (http://...) of a Prometheus that has the example up to `now`, and one alert that fires.
+def running_example(folder: Path, *, until: float, fine_seconds: float, nights: int) -> Iterator[str]:
+    """The address (http://...) of a Prometheus that has the example up to a moment, which may be in the future (who
+    asks for now gets what is there by now), and one alert that fires.
 
     Raises: `UserError` where Debian's Prometheus is not installed.
     """
     require_programs()
     samples = folder / "samples"
     samples.mkdir(parents=True)
-    _fill(samples, open_metrics(now, fine_seconds=fine_seconds, nights=nights), folder=folder)
+    _fill(samples, open_metrics(until, fine_seconds=fine_seconds, nights=nights), folder=folder)
     (folder / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "example", "rules": [_RULE]}]}))
     config = {"global": {"evaluation_interval": "1s"}, "rule_files": ["rules.yml"]}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -52,12 +53,12 @@ def _fill(samples: Path, text: str, *, folder: Path) -> None:
         raise UserError(f"promtool refused the example: {' '.join(made.stderr.split())}")
 
 
-def open_metrics(now: float, *, fine_seconds: float, nights: int) -> str:
+def open_metrics(until: float, *, fine_seconds: float, nights: int) -> str:
     """All samples: processes over the last `fine_seconds`, nights over as many days."""
     families: dict[str, tuple[str, dict[str, list[str]]]] = {}
-    for process in processes(now - fine_seconds, now):
-        begin = now - (fine_seconds if process.every_seconds < 60 else nights * DAY)
-        _gather(process, begin, now, families)
+    for process in processes(until - fine_seconds, until):
+        begin = until - (fine_seconds if process.every_seconds < 60 else nights * DAY)
+        _gather(process, begin, until, families)
     lines: list[str] = []
     for name, (kind, series) in families.items():
         lines.append(f"# TYPE {name} {kind}")
