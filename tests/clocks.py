@@ -18,9 +18,11 @@ class Clock:
         return self.now
 
 
-def wait_for(condition: Callable[[], bool], otherwise: str = "it did not come to pass") -> None:
-    """Returns as soon as it holds; fails, saying `otherwise`, where it does not after a minute."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def wait_for(
+    condition: Callable[[], bool], otherwise: str = "it did not come to pass", *, seconds: float = PATIENCE_SECONDS
+) -> None:
+    """Returns as soon as it holds; fails, saying `otherwise`, where it does not after so long."""
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.02)

@@ -66,7 +66,7 @@ def watched(programs: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         config = write_prometheus(folder / "prometheus", targets=[targets], fast=True)
         address = stack.enter_context(prometheus(config))
         found = Watched(prometheus=Asked(address), training=training, server=server, package=package)
-        wait_for(lambda: sum(found.prometheus.up().values()) == 3, "not all three can be scraped")
+        wait_for(lambda: sum(found.prometheus.up().values()) == 3, "not all three can be scraped", seconds=180)
         yield found
 
 
