@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-import uvicorn
 
-from stack.base.listen import address_of, bound
-from stack.dashboard.app import build_app
-from stack.dashboard.prometheus import Prometheus
 from tools.dashboards.browser import Page, browser, missing_browser
 from tools.dashboards.history import running_example
 from tools.monitor.asked import Asked
@@ -55,23 +49,6 @@ def site(prometheus: str) -> Iterator[str]:
         process.terminate()
         assert process.stdout.read() == "stopped\n"
         assert process.wait() == 0
-
-
-@contextmanager
-def served(prometheus: str) -> Iterator[str]:
-    """The same application in this process."""
-    asked = Prometheus(address=prometheus, timeout_seconds=5, max_answer_bytes=1 << 20)
-    app = build_app(asked, scrape_seconds=15.0, hosts=("127.0.0.1",))
-    with bound("127.0.0.1", 0, option="") as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        listener.listen()
-        thread.start()
-        try:
-            yield address_of(listener)
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from stack.dashboard.boards import BOARDS
-from tests.dashboard.conftest import served
 from tools.dashboards.browser import Page, PageError
+from tools.dashboards.site import served
 
 DESK, PHONE = (1280, 900), (390, 844)
 PANELS = """[...document.querySelectorAll('.panel')].map((one) => ({

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from stack.base.errors import UserError
 from tools.dashboards.example import DAY, Process, processes
+from tools.monitor.asked import Asked
 from tools.monitor.programs import prometheus, require_programs
 
 _RULE = {
@@ -22,6 +24,7 @@ _RULE = {
     },
 }  # fmt: skip
 """So that something fires; the alerts that are meant for use are in configs/prometheus."""
+_NUM_FIRING = 2
 _BLOCK = "240h"
 """Else promtool reads the file once for every two hours."""
 
@@ -29,7 +32,7 @@ _BLOCK = "240h"
 @contextmanager
 def running_example(folder: Path, *, until: float, fine_seconds: float, nights: int) -> Iterator[str]:
     """The address (http://...) of a Prometheus that has the example up to a moment, which may be in the future (who
-    asks for now gets what is there by now), and one alert that fires.
+    asks for now gets what is there by now), and an alert that fires for each run that trains.
 
     Raises: `UserError` where Debian's Prometheus is not installed.
     """
@@ -41,6 +44,8 @@ def running_example(folder: Path, *, until: float, fine_seconds: float, nights: 
     config = {"global": {"evaluation_interval": "1s"}, "rule_files": ["rules.yml"]}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     with prometheus(folder / "prometheus.yml", retention="30d") as address:
+        while len(Asked(address).alerts()) < _NUM_FIRING:
+            time.sleep(0.1)
         yield f"http://{address}"
 
 

@@ -78,6 +78,7 @@ _LEARNING = (
         title="Loss",
         look="Falls, then levels; a step up is a day that differs, a spike a batch that does.",
         queries=(Query(expr='max by (run, task) (stack_train_loss{run=~"$run"})', legend="{{task}}"),),
+        logarithmic=True,  # losses of tasks differ in size
     ),
     Panel(
         title="Normalised entropy",

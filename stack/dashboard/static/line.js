@@ -177,7 +177,7 @@ export class Line {
 
 /** Of a logarithmic scale: 1, 2 and 5 of each power of ten; the powers alone where there are many. */
 function thinned(splits) {
-  const leading = (value) => Math.round(value / 10 ** Math.floor(Math.log10(value) + 1e-9));
+  const leading = (value) => Number((value / 10 ** Math.floor(Math.log10(value) + 1e-9)).toFixed(3));
   const tens = splits.filter((value) => value !== null && leading(value) === 1).length;
   return splits.map((value) => (value !== null && (tens > 2 ? [1] : [1, 2, 5]).includes(leading(value)) ? value : null));
 }

@@ -3,7 +3,7 @@
 import * as alerts from "./alerts.js";
 import * as ask from "./ask.js";
 import { element } from "./dom.js";
-import { span } from "./format.js";
+import { format, span } from "./format.js";
 import { Heatmap } from "./heatmap.js";
 import { Line } from "./line.js";
 import * as address from "./state.js";
@@ -62,7 +62,7 @@ class Page {
       this.choose({ theme: THEMES[(THEMES.indexOf(this.state.theme) + 1) % THEMES.length] });
     });
     at("refresh").replaceChildren(...address.REFRESH.map((seconds) =>
-      element("option", { value: seconds, text: seconds ? `every ${span(seconds)}` : "off" })));
+      element("option", { value: seconds, text: seconds ? `every ${format(seconds, "seconds")}` : "off" })));
   }
 
   choose(changes) {
@@ -97,7 +97,7 @@ class Page {
   ranges() {
     const own = this.state.range || this.board.range_seconds;
     const all = [...new Set([...address.RANGES, own])].sort((one, other) => one - other);
-    const options = all.map((seconds) => element("option", { value: seconds, text: `last ${span(seconds)}` }));
+    const options = all.map((seconds) => element("option", { value: seconds, text: span(seconds) }));
     if (this.state.to) options.unshift(element("option", { value: 0, text: `${span(Math.round(this.state.to - this.state.from))}, drawn` }));
     at("range").replaceChildren(...options);
     at("range").value = String(this.state.to ? 0 : own);
