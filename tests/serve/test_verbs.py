@@ -15,6 +15,7 @@ from stack.serve.client import RefusedError, ask, running_server
 from tests.prepared import write_prepared
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_exported_served_and_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = Dataset(write_prepared(tmp_path / "prepared", num_days=2, num_users=24))
     run = [f"run.dir={tmp_path}", "run.name=small"]
