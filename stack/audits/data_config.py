@@ -19,7 +19,7 @@ class DataAuditConfig:
     sigmas: float = 4.0
     # standard deviations of the reference days that are allowed in any case, around their mean
     min_values: int = 250
-    # distributions of columns with fewer values on the day are shown, not judged
+    # of columns with fewer values on the day distributions are not judged, and a constant warns
     holidays: list[str] = field(default_factory=list)
     # days like no other, MM-DD or YYYY-MM-DD: they stop nothing but for what is wrong by itself, and no day is held
     # against them

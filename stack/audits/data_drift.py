@@ -27,6 +27,8 @@ _CHANCE = 1e-6
 """A column is stuck where it would be constant by chance less often than this."""
 _TELLING_LOG_ODDS = math.log(1.5)
 """Nearer to even odds a rate does not tell a flip."""
+_ERRORS = 4.0
+"""Standard errors that there must be between ordinary days and what is called a flip."""
 _STEADY = 0.4
 """A distribution that may move by more than this share of what is critical, by the reference days, stops nothing."""
 _STRICT = ("events", "moments")
@@ -127,7 +129,9 @@ class _Judge:
         if ids.num_unknown < ids.count:
             tops = [one.top_share for one in earlier]
             stuck = ids.top_share == 1.0
-            yield self._constant(name, ids.top_share, tops, stuck=stuck, num_draws=min(num_draws, ids.count))
+            yield self._constant(
+                name, ids.top_share, tops, stuck=stuck, num_draws=min(num_draws, ids.count), num_values=ids.count
+            )
         if earlier:
             apart, trend = _apart([one.distribution for one in earlier], ids.distribution, numbers=False)
             yield self._distance(
@@ -149,7 +153,9 @@ class _Judge:
         tops = [1.0 if one.least == one.most else one.top_share for one in earlier]
         stuck = numbers.least == numbers.most
         top_share = 1.0 if stuck else numbers.top_share
-        yield self._constant(name, top_share, tops, stuck=stuck, num_draws=min(num_draws, numbers.count))
+        yield self._constant(
+            name, top_share, tops, stuck=stuck, num_draws=min(num_draws, numbers.count), num_values=numbers.count
+        )
         if earlier:
             apart, trend = _apart([one.distribution for one in earlier], numbers.distribution, numbers=True)
             yield self._distance(
@@ -175,8 +181,8 @@ class _Judge:
         )  # fmt: skip
         if abs(usual) > max(_TELLING_LOG_ODDS, self._spread(trend), error):
             yield self._turned(name, Measure.turned_rate, odds / usual, [one / usual for one in trend])
-        turned = _turned_signs(label, earlier)
-        if turned is not None:
+        turned, certain = _turned_signs(label, earlier), _certain(label, earlier)
+        if turned is not None and certain:
             ordinary = [
                 _turned_signs(one, [*earlier[:place], *earlier[place + 1 :]]) for place, one in enumerate(earlier)
             ]
@@ -210,14 +216,17 @@ class _Judge:
             low=low, high=high,
         )  # fmt: skip
 
-    def _constant(self, name: str, value: float, tops: Sequence[float], *, stuck: bool, num_draws: int) -> Figure:
-        """`value`: the share of the commonest value. Where it swings so far by itself that it may come to 1, it
-        warns."""
+    def _constant(
+        self, name: str, value: float, tops: Sequence[float], *, stuck: bool, num_draws: int, num_values: int
+    ) -> Figure:
+        """`value`: the share of the commonest value. It stops nothing where it swings so far by itself that it may come
+        to 1, nor where values are few: all offers of a day may belong to one campaign."""
         usual = _mean(tops)
         high = stop_high = None
         if stuck and usual is not None and self._enough and max(tops) < 1 and max(tops) ** num_draws < _CHANCE:
             high = max(tops)
-            stop_high = high if usual + self._spread(tops) < 1 else None
+            few = num_values < self._config.min_values
+            stop_high = None if few or usual + self._spread(tops) >= 1 else high
         return Figure(
             column=name, measure=Measure.constant, value=value, trend=tuple(tops), usual=usual, high=high,
             stop_high=stop_high,
@@ -290,10 +299,21 @@ def _chance(log_odds: float) -> float:
 def _turned_signs(label: LabelFacts, earlier: Sequence[LabelFacts]) -> float | None:
     """The factor by which the correlations of features with the label are those of the reference days: the slope of the
     one over the other through the origin."""
-    product = square = 0.0
-    for feature, sign in label.signs.items():
-        usual = _mean([one.signs.get(feature) for one in earlier])
-        if sign is not None and usual is not None:
-            product += sign * usual
-            square += usual * usual
+    signs = _usual_signs(label, earlier)
+    square = sum(usual * usual for usual in signs.values())
+    product = sum((label.signs[feature] or 0.0) * usual for feature, usual in signs.items())
     return product / square if square > 0 else None
+
+
+def _certain(label: LabelFacts, earlier: Sequence[LabelFacts]) -> bool:
+    """Whether so many examples, were they independent, would tell a factor of 1 from one of -1."""
+    square = sum(usual * usual for usual in _usual_signs(label, earlier).values())
+    return label.count * square > _ERRORS**2
+
+
+def _usual_signs(label: LabelFacts, earlier: Sequence[LabelFacts]) -> dict[str, float]:
+    """Of the features that have one on the day."""
+    usual = {
+        name: _mean([one.signs.get(name) for one in earlier]) for name, sign in label.signs.items() if sign is not None
+    }
+    return {name: sign for name, sign in usual.items() if sign is not None}

@@ -12,7 +12,14 @@ _EACH = 4
 """So many columns with the same thing wrong have a finding each; more have one together."""
 _BY_ITSELF = frozenset({Measure.not_finite, Measure.constant, Measure.turned_rate, Measure.turned_signs})
 """What a holiday does not explain."""
-_FLIPS = (Measure.turned_signs, Measure.turned_rate)
+_FLIPS = frozenset({Measure.turned_signs, Measure.turned_rate})
+_BETTER = {
+    Measure.turned_rate: frozenset({Measure.turned_signs, Measure.constant}),
+    Measure.rate: _FLIPS | {Measure.constant},
+    Measure.distinct: frozenset({Measure.constant}),
+    Measure.distribution: _FLIPS | {Measure.constant, Measure.rate},
+}
+"""What says better what is wrong with a column."""
 
 
 def findings(report: DataReport, config: DataAuditConfig) -> list[Finding]:
@@ -48,11 +55,10 @@ def _level(figure: Figure, report: DataReport) -> Level:
 
 
 def _said_better(figure: Figure, column: ColumnReport) -> bool:
-    """A flip is found once, and is why the rate is another and the distribution too."""
-    flips = [one.measure for one in column.figures if one.measure in _FLIPS and one.level is Level.critical]
-    if figure.measure is Measure.turned_rate:
-        return Measure.turned_signs in flips
-    return bool(flips) and figure.measure in (Measure.rate, Measure.distribution)
+    """Whether another finding of the column is why this figure is off: a flip is why the rate is another, and a rate
+    and a column that is stuck are why the distribution is."""
+    off = {one.measure for one in column.figures if one.level is not Level.ok}
+    return bool(off & _BETTER.get(figure.measure, frozenset()))
 
 
 def _finding(column: ColumnReport, figure: Figure, level: Level, config: DataAuditConfig) -> Finding:

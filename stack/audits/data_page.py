@@ -13,7 +13,7 @@ from stack.audits.data_findings import allowed, shown, told
 from stack.audits.data_report import ColumnReport, DataReport, Figure, Measure
 from stack.audits.findings import Level
 
-_WIDTH, _HEIGHT = 120.0, 28.0
+_WIDTH, _HEIGHT = 110.0, 28.0
 _CLASS = {Level.ok: "ok", Level.warning: "warning", Level.critical: "critical"}
 _ORDER = (Level.critical, Level.warning, Level.ok)
 
@@ -47,7 +47,7 @@ def html(report: DataReport) -> str:
     off = [one for one in rows if one[1].level is not Level.ok]
     said = (
         f"{len(report.columns)} columns of {escape(report.day)} against {_references(report)}. A line is a measure of "
-        "a column: the days before as dots, the day as the last one, the band what is allowed."
+        "a column: over the days before and, as a dot, on the day; the band is what is allowed."
     )
     return (
         f'<section class="data"><style>{_STYLE}</style><h2>Data of {escape(report.day)}</h2><p>{said}</p>'
@@ -68,13 +68,12 @@ def _references(report: DataReport) -> str:
 
 def _table(rows: Sequence[tuple[ColumnReport, Figure]]) -> str:
     body = "".join(
-        f'<tr><td class="mark {_CLASS[figure.level]}">{escape(column.name)}</td>'
-        f"<td>{escape(_what(column, figure))}</td><td>{escape(shown(figure, figure.value))}</td>"
-        f"<td>{escape(shown(figure, figure.usual))}</td><td>{_spark(figure)}</td></tr>"
+        f'<tr><td class="mark {_CLASS[figure.level]}"><b>{escape(column.name)}</b><br>'
+        f"{escape(_what(column, figure))}</td><td>{_spark(figure)}</td><td>{escape(shown(figure, figure.value))}<br>"
+        f"<small>usually {escape(shown(figure, figure.usual))}</small></td></tr>"
         for column, figure in rows
     )
-    head = "".join(f"<th>{name}</th>" for name in ("column", "measure", "day", "usual", "days before, and the day"))
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="wide"><table><tbody>{body}</tbody></table></div>'
 
 
 def _what(column: ColumnReport, figure: Figure) -> str:
@@ -86,7 +85,7 @@ def _what(column: ColumnReport, figure: Figure) -> str:
 
 
 def _spark(figure: Figure) -> str:
-    """The reference days as dots and a line, the day as a larger dot, the allowed band behind them."""
+    """The reference days as a line that ends in the day, a dot; the allowed band behind them."""
     values = [*figure.trend, figure.value]
     known = [one for one in values if one is not None]
     least, most = min(known), max(known)
@@ -104,10 +103,8 @@ def _spark(figure: Figure) -> str:
 
     band = ""
     if bounds:
-        top, bottom = (
-            (y(most) if figure.high is None else y(figure.high)),
-            (y(least) if figure.low is None else y(figure.low)),
-        )
+        top = y(most if figure.high is None else figure.high)
+        bottom = y(least if figure.low is None else figure.low)
         band = f'<rect x="0" width="{_WIDTH:.0f}" y="{top:.1f}" height="{max(bottom - top, 0.5):.1f}"/>'
     points = [(x(place), y(value)) for place, value in enumerate(values) if value is not None]
     line = " ".join(f"{across:.1f},{down:.1f}" for across, down in points)
@@ -120,12 +117,12 @@ def _spark(figure: Figure) -> str:
 
 
 _STYLE = """
-.data svg.spark{width:120px;height:28px;max-width:none}
+.data svg.spark{width:110px;height:28px;max-width:none}
 .data .spark rect{fill:#8884}.data .spark polyline{fill:none;stroke:currentColor;stroke-width:1}
 .data .spark .ok{fill:#2e7d32}.data .spark .warning{fill:#b26a00}.data .spark .critical{fill:#c62828}
 .data .wide{overflow-x:auto}.data table{border-collapse:collapse;font-size:.85rem}
-.data th,.data td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8884;white-space:nowrap}
-.data th:nth-child(-n+2),.data td:nth-child(-n+2){text-align:left}
+.data td{padding:.25rem .5rem;text-align:left;border-bottom:1px solid #8884}
+.data td:last-child{text-align:right;white-space:nowrap}.data td:first-child{overflow-wrap:anywhere}
 .data .mark{border-left:.5rem solid}.data .mark.ok{border-left-color:#2e7d32}
 .data .mark.warning{border-left-color:#b26a00}.data .mark.critical{border-left-color:#c62828}
 """

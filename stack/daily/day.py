@@ -24,6 +24,7 @@ from stack.checkpoint.manifest import VersionManifest
 from stack.daily.config import Allow, DailyConfig
 from stack.daily.data import data_findings
 from stack.daily.gate import (
+    NOT_FINITE,
     Gate,
     Metrics,
     QuarantinedError,
@@ -133,7 +134,7 @@ def check_day(night: Night, day: str) -> Checked:
         dataset, day, learnt=resolved.learnt, groups=night.groups, config=night.config, data=night.data,
         folder=night.setup.run.folder,
     )  # fmt: skip
-    told = [one for record in refused for one in record.findings]
+    told = [one for record in refused for one in record.findings if not one.name.startswith(NOT_FINITE)]
     return Checked(
         resolved=_on_record(resolved, told), findings=tuple(found),
         overridden=tuple(dict.fromkeys(one.name for one in told)),
@@ -276,6 +277,6 @@ def known_rows(setup: Setup, dataset: Dataset, base: VersionManifest) -> dict[st
 
 def _of_error(error: NotFiniteError) -> Finding:
     return Finding(
-        level=Level.critical, name="not finite", measured=str(error), allowed="none",
+        level=Level.critical, name=NOT_FINITE, measured=str(error), allowed="none",
         remedy="mend the day's log and ingest it again",
     )  # fmt: skip

@@ -19,6 +19,8 @@ from stack.train.ranks import totals
 
 EARLIER_DAYS = 28
 """Earlier days that a day's volume is compared with."""
+NOT_FINITE = "not finite"
+"""Begins the names of findings that nobody can override."""
 MIN_HISTORY = 3
 """Days before which their losses say nothing yet."""
 
@@ -156,7 +158,7 @@ def not_finite(model: DistributedModelParallel) -> list[Finding]:
     own = [name for name, values in tensors.items() if _num_bad(values)]
     return [
         Finding(
-            level=Level.critical, name="not finite", measured=f"{num_bad:,.0f} numbers are NaN or infinite"
+            level=Level.critical, name=NOT_FINITE, measured=f"{num_bad:,.0f} numbers are NaN or infinite"
             + (f", the first in {own[0]}" if own else ""), allowed="none",
             remedy="look at the day's features and labels, or lower daily.rate_share",
         )

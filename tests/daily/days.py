@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -48,6 +49,32 @@ def with_nan_labels(rows: pa.Table) -> pa.Table:
 
 def with_flipped_labels(rows: pa.Table) -> pa.Table:
     return _labels(rows, lambda value: 1.0 - value)
+
+
+def with_one_nan(rows: pa.Table) -> pa.Table:
+    """In the first feature of the first example, of the users in the first of two buckets."""
+    if rows["user"][0].as_py() % 2:
+        return rows
+    return _dense(rows, lambda place: None if place else float("nan"))
+
+
+def with_a_constant_price(rows: pa.Table) -> pa.Table:
+    """The third of three features, stuck."""
+    return _dense(rows, lambda place: 2.5 if place % 3 == 2 else None)
+
+
+def tenfold(rows: pa.Table) -> pa.Table:
+    return pa.concat_tables([rows] * 10)
+
+
+def _dense(rows: pa.Table, change: Callable[[int], float | None]) -> pa.Table:
+    """`change` gives a new value by its place in the column, or None."""
+    name, place = "impression_dense", count()
+    changed = [
+        [value if (new := change(next(place))) is None else new for value in one] for one in rows[name].to_pylist()
+    ]
+    column = pa.array(changed, rows.schema.field(name).type)
+    return rows.set_column(rows.schema.get_field_index(name), name, column)
 
 
 def _labels(rows: pa.Table, change: Callable[[float], float]) -> pa.Table:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stack.daily.config import DailyConfig
-from stack.daily.gate import MIN_HISTORY, QuarantinedError, high_losses, refuse, volume
+from stack.daily.gate import MIN_HISTORY, QuarantinedError, flipped_labels, high_losses, refuse, volume
 from stack.data.dataset import Dataset
 from tests.daily.days import change_day, empty, tiny
 from tests.daily.worker import DAYS
@@ -38,6 +38,21 @@ def test_a_finding_says_what_was_measured_and_what_is_allowed() -> None:
     )
     with pytest.raises(QuarantinedError, match="loss/ctr: loss in training is 0.9"):
         refuse([finding])
+    refuse([finding], overridden=["loss/ctr"])
+
+
+def test_an_auc_on_the_other_side_of_one_half_tells_a_flip() -> None:
+    name = "before/ctr/all/auc"
+
+    def found(value: float, *usual: float) -> list[str]:
+        history = [{name: one} for one in usual]
+        return [finding.name for finding in flipped_labels({name: value}, history, flipped=-0.5)]
+
+    assert found(0.3, 0.7, 0.72, 0.69) == [f"label flip by {name}"]
+    assert found(0.45, 0.7, 0.72, 0.69) == [], "worse, but not turned round"
+    assert found(0.3, 0.7, 0.72) == [], "too few days"
+    assert found(0.3, 0.55, 0.58, 0.56) == [], "usually near one half"
+    assert found(0.3, 0.7, 0.72, 0.4, 0.69) == [], "on some day it was below one half"
 
 
 def test_volume_is_held_against_the_median_of_earlier_days(tmp_path: Path) -> None:
