@@ -27,6 +27,8 @@ from stack.audits.tables import (
 )
 from stack.audits.tables_show import findings, html, tables
 from stack.base.errors import ConfigError
+from stack.checkpoint.chain import chain_of
+from stack.checkpoint.load import open_version
 from stack.data.dataset import Dataset
 from stack.data.loader import Loader
 from stack.ids.config import IdMode, IdsConfig, id_specs
@@ -36,6 +38,7 @@ from stack.tables.rows import TableShard
 from stack.telemetry.console import show
 from tests.audits.test_page import read
 from tests.batches import small_model
+from tests.checkpoint.chains import ROWWISE, Toy
 from tests.prepared import NUM_ROWS, write_prepared
 
 CONFIG = TablesAuditConfig()
@@ -260,6 +263,27 @@ def test_all_of_it_together_is_the_same_in_one_call(dataset: Dataset) -> None:
     assert (shop.num_lookups, shop.hottest) == (counts["shop"].total, counts["shop"].shares())
     assert shop.num_learnt == int((state_N[:9] > 0).sum())
     assert (report.days, shop.mode, shop.num_ids) == (days, IdMode.direct, 8)
+
+
+def test_a_version_of_a_chain_is_read_with_what_its_deltas_changed(tmp_path: Path) -> None:
+    toy = Toy(seed=1, tables={"item": (31, 4)}, managed={"user": (9, 2)})
+    toy.state["item"] = {name: torch.zeros_like(value) for name, value in toy.state["item"].items()}
+    chain = chain_of(tmp_path, for_writing=True)
+    toy.train(rows=5)
+    toy.save(chain)
+    toy.train(rows=4)
+    toy.evict("user")
+    version = toy.save(chain)
+    checkpoint = open_version(chain, version)
+    held_N = checkpoint.map_state("user").row_N.numpy()
+    of = [table(num_rows=31, num_ids=30), table(name="user", num_rows=9, mode=IdMode.managed, held_N=held_N)]
+    item, user = audit_tables(of, checkpoint.table_parts, {}, days=[], config=CONFIG).tables
+    learnt = toy.state["item"][ROWWISE] != 0
+    assert item.num_learnt == int(learnt.sum()) > 5
+    assert item.norm_max == pytest.approx(float(toy.weight["item"][learnt].norm(dim=1).max()), rel=0.011)
+    assert user.num_held == len(toy.keys["user"]) > 0
+    held = [row for row, _, _ in toy.keys["user"].values()]
+    assert user.norm_max == pytest.approx(float(toy.weight["user"][held].norm(dim=1).max()), rel=0.011)
 
 
 def test_a_hot_id_is_found_in_tables_that_are_large_enough() -> None:
