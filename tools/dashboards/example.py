@@ -75,6 +75,7 @@ class _Training:
         self._random = random.Random(f"{run} {rank}")
         self._rank, self._start, self._span = rank, start, end - start
         self._steps = 0.0 if run == "marketplace" else 2_100.0
+        self._share = 1.0 if run == "marketplace" else 0.5  # of the rows: each rank tells of its own
         self._pace = 4.0 if run == "marketplace" else 5.5
         self._planned = self._steps + 1.3 * self._pace * self._span
         self._saved = start
@@ -125,7 +126,7 @@ class _Training:
             of.unique.labels(table).set(min(1.0, rows / 160_000 + 0.04) * draw.uniform(0.95, 1.05))
         for table in MANAGED:
             held = ROWS[table] * (0.97 - 0.3 * left if table == "item" else 0.7 - 0.3 * left)
-            of.held.labels(table).set(round(held))
+            of.held.labels(table).set(round(held * self._share))
             of.admitted.labels(table).inc(steps * (0.3 + 6 * left) * draw.uniform(0.7, 1.3))
             of.evicted.labels(table).inc(steps * (0.2 if table == "item" else 0.02) * draw.uniform(0.7, 1.3))
 
@@ -229,8 +230,8 @@ class _Nights:
             grown = shift * (1 + 0.06 * (night - self._last + 7) * (number == 2)) * draw.uniform(0.93, 1.07)
             of.shift.labels(layer).set(grown)
             of.allowed_shift.labels(layer).set(0.2)
-            of.variance.labels(layer, "0.05").set(low * draw.uniform(0.97, 1.03))
-            of.variance.labels(layer, "0.95").set(high * draw.uniform(0.97, 1.03))
+            of.variance.labels(layer, "5").set(low * draw.uniform(0.97, 1.03))
+            of.variance.labels(layer, "95").set(high * draw.uniform(0.97, 1.03))
             of.divergence.labels(layer).set(grown**2 / 2)
             of.not_finite.labels(layer).set(0)
         for task, rmse in {"ctr": 0.21, "next_item": 0.34, "rank": 0.05}.items():

@@ -17,7 +17,7 @@ from tools.monitor.programs import prometheus, require_programs
 
 _RULE = {
     "alert": "TableNearlyFull",
-    "expr": 'max by (run, table) (stack_train_table_held_rows / stack_train_table_rows) > 0.9',
+    "expr": 'sum by (run, table) (stack_train_table_held_rows) / max by (run, table) (stack_train_table_rows) > 0.9',
     "labels": {"severity": "warning"},
     "annotations": {
         "summary": "Table {{ $labels.table }} of run {{ $labels.run }} is {{ $value | humanizePercentage }} full."

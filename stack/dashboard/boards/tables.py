@@ -5,7 +5,7 @@ from __future__ import annotations
 from stack.dashboard.panels import Board, Kind, Panel, Query, Unit, above
 
 _OCCUPANCY = (
-    'max by (run, table) (stack_train_table_held_rows{run=~"$run"})'
+    'sum by (run, table) (stack_train_table_held_rows{run=~"$run"})'
     ' / max by (run, table) (stack_train_table_rows{run=~"$run"})'
 )
 _FULL = above(warning=0.9, critical=0.98)
@@ -31,24 +31,14 @@ _STATS = (
         title="Ids admitted",
         look="Many on the first day, fewer later; a wave is a new kind of item or a change of ids.",
         kind=Kind.stat,
-        queries=(
-            Query(
-                expr="sum by (run) (max by (run, table) "
-                '(increase(stack_train_admitted_ids_total{run=~"$run"}[$__range])))'
-            ),
-        ),
+        queries=(Query(expr='sum by (run) (increase(stack_train_admitted_ids_total{run=~"$run"}[$__range]))'),),
         empty="No table has managed ids.",
     ),
     Panel(
         title="Ids evicted",
         look="0 while tables have room; as many as are admitted once they are full.",
         kind=Kind.stat,
-        queries=(
-            Query(
-                expr="sum by (run) (max by (run, table) "
-                '(increase(stack_train_evicted_ids_total{run=~"$run"}[$__range])))'
-            ),
-        ),
+        queries=(Query(expr='sum by (run) (increase(stack_train_evicted_ids_total{run=~"$run"}[$__range]))'),),
         empty="No table has managed ids.",
     ),
 )
@@ -85,7 +75,7 @@ _LINES = (
         unit=Unit.per_second,
         queries=(
             Query(
-                expr='max by (run, table) (rate(stack_train_admitted_ids_total{run=~"$run"}[$__rate_interval]))',
+                expr='sum by (run, table) (rate(stack_train_admitted_ids_total{run=~"$run"}[$__rate_interval]))',
                 legend="{{table}}",
             ),
         ),
@@ -97,7 +87,7 @@ _LINES = (
         unit=Unit.per_second,
         queries=(
             Query(
-                expr='max by (run, table) (rate(stack_train_evicted_ids_total{run=~"$run"}[$__rate_interval]))',
+                expr='sum by (run, table) (rate(stack_train_evicted_ids_total{run=~"$run"}[$__rate_interval]))',
                 legend="{{table}}",
             ),
         ),
@@ -110,7 +100,7 @@ _LINES = (
         keys=("table",),
         queries=(
             Query(expr='max by (run, table) (stack_train_table_rows{run=~"$run"})', legend="rows"),
-            Query(expr='max by (run, table) (stack_train_table_held_rows{run=~"$run"})', legend="held"),
+            Query(expr='sum by (run, table) (stack_train_table_held_rows{run=~"$run"})', legend="held"),
             Query(expr=_OCCUPANCY, legend="share held", unit=Unit.share, steps=_FULL),
             Query(
                 expr='max by (run, table) (stack_audit_table_touched_ratio{run=~"$run"})',

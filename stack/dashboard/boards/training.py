@@ -73,6 +73,7 @@ _STATS = (
     ),
 )
 
+# Figures of a window are of a process's own examples: their mean, without those that are not defined (NaN).
 _LEARNING = (
     Panel(
         title="Loss",
@@ -84,19 +85,23 @@ _LEARNING = (
         title="Normalised entropy",
         look="Below 1: the log loss against that of always saying the mean; at 1 nothing was learnt.",
         queries=(
-            Query(expr='max by (run, task) (stack_train_normalized_entropy_ratio{run=~"$run"})', legend="{{task}}"),
+            Query(
+                expr='avg by (run, task) (stack_train_normalized_entropy_ratio{run=~"$run"} >= 0)', legend="{{task}}"
+            ),
         ),
         steps=above(critical=1),
     ),
     Panel(
         title="AUC",
         look="Above 0.5 and level; training's own examples, so higher than on days not seen.",
-        queries=(Query(expr='avg by (run, task) (stack_train_auc{run=~"$run"})', legend="{{task}}"),),
+        queries=(Query(expr='avg by (run, task) (stack_train_auc{run=~"$run"} >= 0)', legend="{{task}}"),),
     ),
     Panel(
         title="Predicted over observed",
         look="Near 1; lasting distance from it is a bias that a metric of order, like AUC, does not see.",
-        queries=(Query(expr='avg by (run, task) (stack_train_calibration_ratio{run=~"$run"})', legend="{{task}}"),),
+        queries=(
+            Query(expr='avg by (run, task) (stack_train_calibration_ratio{run=~"$run"} >= 0)', legend="{{task}}"),
+        ),
         steps=within(critical_below=0.8, warning_below=0.9, warning=1.1, critical=1.25),
     ),
     Panel(
