@@ -75,7 +75,10 @@ def _demo(options: Sequence[str], end: float | None) -> None:
         write_target(TARGETS / "node.json", files, role="node")
         config = write_prometheus(FOLDER / "prometheus", targets=[TARGETS], alertmanager=messenger)
         watcher = stack.enter_context(prometheus(config))
-        own = (f"telemetry.targets={TARGETS}", f"telemetry.textfile={TEXTFILES}", "telemetry.port=0")
+        own = (
+            "telemetry.enabled=true", f"telemetry.targets={TARGETS}", f"telemetry.textfile={TEXTFILES}",
+            "telemetry.port=0",
+        )  # fmt: skip
         server = stack.enter_context(running_server(package, options=["serve.workers=1", *own]))
         stack.enter_context(_asked_all_the_time(server, package))
         page = stack.enter_context(_dashboard(watcher))

@@ -54,7 +54,13 @@ def watched(programs: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("watched")
     targets = folder / "targets"
     targets.mkdir()
-    own = (f"telemetry.targets={targets}", "telemetry.port=0", f"run.name={_RUN}", f"run.dir={folder}")
+    own = (
+        "telemetry.enabled=true",
+        f"telemetry.targets={targets}",
+        "telemetry.port=0",
+        f"run.name={_RUN}",
+        f"run.dir={folder}",
+    )
     prepared = write_prepared(folder / "prepared", num_buckets=4)
     command = [*TORCHRUN, "-m", "stack", "train", *SMALL, *own, f"data.out={prepared}", "train.num_epochs=10000"]
     package = write_toy_package(folder / "package")
