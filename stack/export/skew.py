@@ -58,8 +58,8 @@ class SkewConfig:
     # a request may be of the user's nearest moment this far away; the difference is one of the feature `now`
     critical_share: float = 0.01
     # of the requests in which a feature may differ; any are warned of
-    requests: int = 10_000
-    # most of a log that are replayed, from its beginning
+    requests: int = 2_000
+    # most of a log that are replayed, from its beginning; they are held in memory, 100 KB or so each
 
     def __post_init__(self) -> None:
         for name in ("tolerance", "dense_tolerance", "within_seconds"):
@@ -158,6 +158,8 @@ class _Wanted:
         body = one.body
         if body.now is None or body.events is None:
             return OF_A_VECTOR
+        if not all(type(second) is int for second in body.events.get("time") or ()):
+            return UNREADABLE
         name = body.profile.get(USER_FEATURE.name, body.user)
         if name is None:
             return NOBODY
@@ -223,6 +225,13 @@ class _Scores:
             self.worst[name] = max(self.worst.get(name, 0.0), value)
 
 
+def _answered(value: float | list[float] | dict[str, float] | None) -> Array:
+    """Of one candidate: a number, one for each class, or one for each named column."""
+    if value is None:
+        return np.array(np.nan, dtype=np.float32)
+    return np.asarray(list(value.values()) if isinstance(value, dict) else value, dtype=np.float32)
+
+
 def _difference(ours: Array, theirs: Array) -> float:
     """Infinite where they are not of one shape, or a number is none."""
     if ours.shape != theirs.shape:
@@ -234,7 +243,7 @@ class _Replay:
     """Compares requests with their moments, and adds up."""
 
     def __init__(self, trained: Trained, *, package: Path, manifest: PackageManifest, config: SkewConfig) -> None:
-        self.coder = Coder(trained.dataset, manifest)
+        self.coder = Coder(trained.dataset, manifest.ids)
         self._model, self._manifest, self._config = trained.model.eval(), manifest, config
         tables = exported_tables(
             trained.model.places.tables(), schema=manifest.schema, dataset=trained.dataset,
@@ -250,7 +259,9 @@ class _Replay:
 
     def add(self, batch: Batch, found: Sequence[tuple[int, Logged]]) -> None:
         theirs, _ = trained_answers(self._model, batch)
-        users = self._runner.user_half(_cut(users_of(batch, self._manifest.schema, self._keys_of), self._manifest))
+        users = self._runner.user_half(
+            cut(users_of(batch, self._manifest.schema, self._keys_of), self._manifest.max_events)
+        )
         examples = {
             group.name: dict(by_moment(batch.groups[group.name])) for group in self._manifest.schema.groups
         }  # fmt: skip
@@ -300,7 +311,7 @@ class _Replay:
             ours = linked(outputs[task.output], task.link)
             trained_E = linked(theirs[task.output][example_E], task.link) if task.output in theirs and not cut else None
             for index, (place, _) in enumerate(places):
-                served = np.asarray(values[place] if place < len(values) else np.nan, dtype=np.float32)
+                served = _answered(values[place] if place < len(values) else None)
                 trained = None if trained_E is None else trained_E[index]
                 self._of(task.name).add(served, ours[index], trained, equal=equal, limits=limits)
 
@@ -342,14 +353,13 @@ class _Replay:
             )  # fmt: skip
 
 
-def _cut(users: Users, manifest: PackageManifest) -> Users:
+def cut(users: Users, max_events: int) -> Users:
     """Each with the last events that a request may have."""
     assert users.event_index_BL is not None
-    over_B = np.maximum(users.num_events_B - manifest.max_events, 0)
+    over_B = np.maximum(users.num_events_B - max_events, 0)
     if not over_B.any():
         return users
-    last = int(np.minimum(users.num_events_B, manifest.max_events).max(initial=0))
-    place_BL = over_B[:, None] + np.arange(last)[None]
-    padded = np.pad(users.event_index_BL, ((0, 0), (0, last)), constant_values=len(users.event_time_T))
+    place_BL = over_B[:, None] + np.arange(max_events)[None]
+    padded = np.pad(users.event_index_BL, ((0, 0), (0, max_events)), constant_values=len(users.event_time_T))
     index_BL: NDArray[np.int64] = np.take_along_axis(padded, place_BL, axis=1)
     return replace(users, event_index_BL=index_BL, num_events_B=users.num_events_B - over_B)

@@ -23,7 +23,7 @@ from stack.data.keys import UNKNOWN_KEY
 from stack.data.schema import Feature, Schema
 from stack.export.lookup import number_keys, text_keys
 from stack.export.moments import taken
-from stack.export.package import PackageManifest
+from stack.export.package import Ids as PackageIds
 from stack.export.runs import MISSING
 from stack.export.skew_log import Body
 from stack.ids.frozen import FrozenMap
@@ -68,16 +68,22 @@ def _kind(own: Code, their: Code, is_sent: bool) -> str:
 
 
 class Coder:
-    """Raw ids as ingest codes them, from the vocabularies of a dataset. Memory: 12 bytes for each id of them."""
+    """Raw ids as ingest codes them, from the vocabularies of a dataset. `package_ids`: those of the package, by table.
+    What is of another kind than the package takes (a log that another one answered) is unknown, as nothing is.
 
-    def __init__(self, dataset: Dataset, manifest: PackageManifest) -> None:
-        self._dataset, self._manifest = dataset, manifest
+    Memory: 12 bytes for each id of the vocabularies.
+    """
+
+    def __init__(self, dataset: Dataset, package_ids: Mapping[str, PackageIds]) -> None:
+        self._dataset, self._package_ids = dataset, package_ids
         self._maps: dict[str, FrozenMap | None] = {}
 
-    def rows(self, table: str, raw: Sequence[int | str | None]) -> NDArray[np.int64]:
-        """Of whole numbers or texts, as the package takes them; 0 for None and for what the vocabulary lacks."""
-        text = self._manifest.ids[table].text
-        return self._coded(table, text_keys(raw) if text else number_keys(raw))
+    def rows(self, table: str, raw: Sequence[Any]) -> NDArray[np.int64]:
+        """Of whole numbers or texts; 0 for None and for what the vocabulary lacks."""
+        text = self._package_ids[table].text
+        kind = str if text else int
+        usable = [value if type(value) is kind else None for value in raw]
+        return self._coded(table, text_keys(usable) if text else number_keys(usable))
 
     def user(self, name: int | str) -> int:
         """The row of a user, by number or name; 0 where the data do not have one."""
@@ -88,12 +94,14 @@ class Coder:
         """Of `count` owners, and which of them the request gives a value; None: the request leaves the feature out."""
         if raw is None:
             return [() if feature.multi else UNKNOWN_KEY] * count, [False] * count
+        raw = [*raw[:count], *[None] * (count - len(raw))]
         if not feature.multi:
             return self.rows(feature.table, raw).tolist(), [value is not None for value in raw]
-        lengths = [len(bag) for bag in raw]
-        flat = self.rows(feature.table, [value for bag in raw for value in bag])
-        bags = np.split(flat, np.cumsum(lengths)[:-1]) if lengths else []
-        return [tuple(sorted(bag.tolist())) for bag in bags], [length > 0 for length in lengths]
+        bags = [value if isinstance(value, list) else [] for value in raw]
+        flat = self.rows(feature.table, [value for bag in bags for value in bag]).tolist()
+        ends = np.cumsum([len(bag) for bag in bags]).tolist()
+        coded: list[Code] = [tuple(sorted(flat[end - len(bag) : end])) for bag, end in zip(bags, ends, strict=True)]
+        return coded, [len(bag) > 0 for bag in bags]
 
     def _coded(self, table: str, key_N: NDArray[np.int64]) -> NDArray[np.int64]:
         key_N = np.where(key_N == MISSING, UNKNOWN_KEY, key_N)
@@ -302,14 +310,18 @@ def _compare_dense(
     """Numbers are the same up to what fp32 rounds; a column that is not sent is 0."""
     assert body.group is not None
     group, examples = schema.group(body.group), batch.groups[body.group]
-    sent: Mapping[str, Sequence[float] | None] = body.candidates.get("dense") or {}
+    sent: Mapping[str, Sequence[object] | None] = body.candidates.get("dense") or {}
     dense_EF = examples.dense_EF.numpy()
     for index, name in enumerate(group.dense):
         feature = f"candidates.{group.name}.dense.{name}"
         column = sent.get(name)
         for place, example in places:
             their = float(dense_EF[example, index])
-            own = 0.0 if column is None else float(np.float32(column[place]))
+            own = 0.0 if column is None or place >= len(column) else _fp32(column[place])
             compared.num[feature] += 1
             if not abs(own - their) <= tolerance * max(1.0, abs(their)):
                 compared.kinds[feature][NOT_SENT if column is None else OTHER] += 1
+
+
+def _fp32(value: object) -> float:
+    return float(np.float32(value)) if isinstance(value, int | float) else float("nan")

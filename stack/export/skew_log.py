@@ -50,7 +50,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """And of its answer."""
 
     vector: list[float] | None = None
-    scores: dict[str, list[Any]] = {}
+    scores: dict[str, list[float | list[float] | dict[str, float]]] = {}
 
 
 class Logged(msgspec.Struct, frozen=True, kw_only=True):

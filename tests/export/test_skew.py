@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from stack.audits.findings import Level
@@ -18,14 +19,16 @@ from stack.data.dataset import Dataset
 from stack.data.loader import Loader
 from stack.export.export import Trained
 from stack.export.moments import by_moment
-from stack.export.package import read_manifest
+from stack.export.package import IdKind, Ids, read_manifest
 from stack.export.requests import Asker
-from stack.export.skew import NO_MOMENT, NO_USER, NOBODY, OF_A_VECTOR, UNREADABLE, SkewConfig, SkewReport, skew
-from stack.export.skew_features import side_by_side
+from stack.export.runner import Users
+from stack.export.skew import NO_MOMENT, NO_USER, NOBODY, OF_A_VECTOR, UNREADABLE, SkewConfig, SkewReport, cut, skew
+from stack.export.skew_features import Coder, codes_of, side_by_side
 from stack.export.skew_show import findings, html, tables
 from stack.serve.client import ask, running_server
 from stack.telemetry.console import show
 from tests.audits.test_page import read
+from tests.prepared import FIRST_ITEM, ITEM_FEATURES, write_prepared
 
 CONFIG = SkewConfig()
 Request = dict[str, Any]
@@ -243,6 +246,39 @@ def test_events_are_brought_side_by_side() -> None:
     assert side_by_side([], [], [4], [(1,)]).num_missing == 1
     swapped = side_by_side([3, 3], [(1,), (2,)], [3, 3], [(2,), (1,)])
     assert swapped.places == [(0, 0), (1, 1)], "order at one second matters to an encoder, and is compared"
+
+
+def test_ids_without_a_vocabulary_are_compared_by_their_keys(tmp_path: Path) -> None:
+    dataset = Dataset(write_prepared(tmp_path / "prepared", num_days=1, num_users=6, raw_ids=True))
+    coder = Coder(dataset, {"item": Ids(kind=IdKind.key, text=False), "brand": Ids(kind=IdKind.key, text=True),
+                            "tags": Ids(kind=IdKind.key, text=True)})  # fmt: skip
+    (batch,) = Loader(dataset, days=dataset.days(), global_batch_size=60, shuffle=False, num_prefetch=0)
+    some = np.arange(5)
+    row_N = batch.event["item"][:5].numpy() - FIRST_ITEM
+    item, brand, tags = (next(one for one in ITEM_FEATURES if one.name == name) for name in ("item", "brand", "tags"))
+    assert coder.column(item, (FIRST_ITEM + row_N).tolist(), 5)[0] == codes_of(batch.event["item"], some)
+    texts = [f"brand-{1 + row % 19}" for row in row_N.tolist()]
+    assert coder.column(brand, texts, 5)[0] == codes_of(batch.event["brand"], some)
+    bags = [[f"tags-{1 + row % 7}", f"tags-{1 + row % 29}"] for row in row_N.tolist()]
+    assert coder.column(tags, bags, 5)[0] == codes_of(batch.event["tags"], some), "in whatever order"
+    assert coder.column(brand, [None, "brand-3"], 2)[1] == [False, True]
+    assert coder.column(item, None, 2) == ([0, 0], [False, False])
+    odd = coder.column(item, ["17", True, [3]], 4)
+    assert odd == ([0, 0, 0, 0], [True, True, True, False]), "of another kind is unknown, and what is short not sent"
+    assert coder.column(tags, [["tags-1"], "tags-1"], 2)[0] == [(1,), ()]
+
+
+def test_timelines_that_are_longer_than_a_request_are_cut_at_their_beginning() -> None:
+    users = Users(
+        event={}, property={}, event_time_T=np.arange(10),
+        event_index_BL=np.array([[0, 1, 2, 3, 4], [5, 6, 10, 10, 10]]),
+        num_events_B=np.array([5, 2]), profile={}, query={}, now_B=np.array([9, 9]),
+    )  # fmt: skip
+    shorter = cut(users, 3)
+    assert shorter.event_index_BL is not None
+    assert shorter.event_index_BL.tolist() == [[2, 3, 4], [5, 6, 10]]
+    assert shorter.num_events_B.tolist() == [3, 2]
+    assert cut(users, 5) is users
 
 
 @pytest.mark.parametrize(
