@@ -170,12 +170,18 @@ def _evaluate(job: Job) -> None:
 
 def _audit(job: Job) -> None:
     from stack.audits.audit import Audited, audit
+    from stack.checkpoint.chain import chain_of
     from stack.checkpoint.restore import repaired
     from stack.tables.shard import dense_tensors
-    from stack.train.saving import RANK_SPREAD
+    from stack.train.norm_spread import RANK_SPREAD
 
     with run_of_job(job, verb="audit", version=job.audit.version) as (run, _):
         manifest = run.checkpoint.manifest
+
+        def publish(how: str) -> int:
+            chain, dense = chain_of(run.place, for_writing=True), dense_tensors(run.model)
+            return repaired(chain, manifest, verb="audit", how=how, dense=dense).version
+
         audited = Audited(
             name=run.name,
             version=manifest.version,
@@ -183,11 +189,8 @@ def _audit(job: Job) -> None:
             model=run.user_model,
             dataset=run.dataset,
             training_days=run.days,
-            num_epochs=run.num_epochs,
             rank_spread=manifest.metrics.get(RANK_SPREAD),
-            publish=lambda how: repaired(
-                run.chain, manifest, verb="audit", how=how, dense=dense_tensors(run.model)
-            ).version,
+            publish=publish,
         )
         folder = Path(job.audit.out) if job.audit.out else job.run.folder / "audit"
         audit(audited, folder=folder, config=job.audit)

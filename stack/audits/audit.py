@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
@@ -12,13 +12,15 @@ from pathlib import Path
 import msgspec
 from rich.table import Table
 
-from stack.audits.config import AuditConfig
+from stack.audits.config import AuditConfig, Fix
+from stack.audits.drivers import drivers
 from stack.audits.effect import EVERYTHING, Effect, effects
 from stack.audits.findings import Finding, Level, worst
-from stack.audits.judge import findings_of, layer_report, usual
+from stack.audits.judge import findings_of, layer_report, spread_findings, usual
 from stack.audits.norm_stats import Seen, drift, live_statistics, norm_layers, seen_by
 from stack.audits.page import page
-from stack.audits.report import FORMAT_VERSION, PAGE, REPORT, AuditReport, LayerReport
+from stack.audits.rebuild import rebuild
+from stack.audits.report import FORMAT_VERSION, PAGE, REPORT, AuditReport, LayerReport, Repaired
 from stack.audits.traffic import WeightOf, weight_of
 from stack.base.errors import AuditError, DataError
 from stack.base.files import write_bytes
@@ -33,7 +35,11 @@ from stack.telemetry.progress import progress
 
 @dataclass(frozen=True, kw_only=True)
 class Audited:
-    """What an audit must know of a run: the model in evaluation mode, which version it is, its data, what it learnt."""
+    """What an audit must know of a run: the model in evaluation mode, which version it is, its data, what it learnt.
+
+    `rank_spread`: as `AuditReport` has it. `publish` writes the model as it then is
+    as a new version, with words on what was done, and gives its number.
+    """
 
     name: str
     version: int
@@ -41,6 +47,8 @@ class Audited:
     model: UserModel
     dataset: Dataset
     training_days: Sequence[str]
+    rank_spread: float | None
+    publish: Callable[[str], int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +77,8 @@ class Timelines:
 
 
 def audit(audited: Audited, *, folder: Path, config: AuditConfig) -> AuditReport:
-    """Audits the normalisation of a version, shows what was found, and writes `audit.json` into `folder`.
+    """Audits the normalisation of a version, shows what was found, and writes `audit.json` and `audit.html` into
+    `folder`; repairs it where asked, and tells of the version that came of it.
 
     Raises: `DataError` where the days are not prepared; `AuditError`, once all is written, where one is critical.
     """
@@ -81,21 +90,59 @@ def audit(audited: Audited, *, folder: Path, config: AuditConfig) -> AuditReport
     days = traffic_days(audited.dataset, audited.training_days, config)
     say(f"auditing version {audited.version} of {audited.name} on {config.traffic.value} traffic of {_span(days)}")
     report = _measured(audited, days, config)
+    if config.fix is Fix.rebuild:
+        _tell(report)
+        report = _rebuilt(audited, report, config)
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=1))
     write_bytes(folder / PAGE, page(report).encode())
+    _tell(report)
+    say(f"wrote {folder / REPORT} and {folder / PAGE}")
+    critical = _critical(report)
+    if critical:
+        raise AuditError(
+            f"version {report.version} of {audited.name} must not be released: {len(critical)} critical findings, the "
+            f"first: {critical[0].line}"
+        )
+    return report
+
+
+def _rebuilt(audited: Audited, before: AuditReport, config: AuditConfig) -> AuditReport:
+    """Repairs the model, audits it again, and writes it as a version. Raises: `AuditError` where that does not mend it:
+    then nothing is written."""
+    weigh, days = weight_of(config.traffic), before.days
+    source = before.reference_days or days
+    say(f"estimating statistics on {config.traffic.value} traffic of {_span(source)}, calibrating on {_span(days)}")
+    tasks = rebuild(
+        audited.model, statistics_from=_timelines(audited, source, config.fix_timelines, config),
+        calibrate_on=_timelines(audited, days, config.timelines, config), weight_of=weigh,
+    )  # fmt: skip
+    after = _measured(audited, days, config)
+    critical = _critical(after)
+    if critical:
+        raise AuditError(
+            f"new statistics and calibration do not mend version {audited.version} of {audited.name}, and nothing was "
+            f"written: {critical[0].line}"
+        )
+    how = f"statistics of {config.traffic.value} traffic of {_span(source)}, calibrated on {_span(days)}"
+    version = audited.publish(how)
+    say(f"wrote version {version}: version {audited.version} with {how}")
+    repaired = Repaired(
+        of=audited.version, days=source, level=before.level, findings=before.findings, effects=before.effects,
+        tasks=tasks,
+    )  # fmt: skip
+    return msgspec.structs.replace(after, version=version, repaired=repaired)
+
+
+def _tell(report: AuditReport) -> None:
     for table in tables(report):
         show(table)
     for finding in report.findings:
         say(f"{finding.level.value}: {finding.line}")
-    say(f"wrote {folder / REPORT} and {folder / PAGE}")
-    critical = [finding for finding in report.findings if finding.level is Level.critical]
-    if critical:
-        raise AuditError(
-            f"version {audited.version} of {audited.name} must not be released: {len(critical)} critical findings, the "
-            f"first: {critical[0].line}"
-        )
-    return report
+
+
+def _critical(report: AuditReport) -> list[Finding]:
+    return [finding for finding in report.findings if finding.level is Level.critical]
 
 
 def traffic_days(dataset: Dataset, training_days: Sequence[str], config: AuditConfig) -> tuple[str, ...]:
@@ -114,11 +161,9 @@ def traffic_days(dataset: Dataset, training_days: Sequence[str], config: AuditCo
 
 def _measured(audited: Audited, days: tuple[str, ...], config: AuditConfig) -> AuditReport:
     model, weigh = audited.model, weight_of(config.traffic)
-    batches = Timelines(
-        dataset=audited.dataset, days=days, most=config.timelines, per_batch=config.timelines_per_batch,
-        seed=config.seed,
-    )  # fmt: skip
+    batches = _timelines(audited, days, config.timelines, config)
     drifts = drift(model, batches, weigh)
+    driven = drivers(model, batches, weigh, schema=audited.dataset.schema, drifts=drifts)
     statistics = live_statistics(model, batches, weigh)
     alone = {name: {name: statistics[name]} for name in drifts}
     found = effects(model, batches, weigh, {EVERYTHING: statistics, **alone})
@@ -131,19 +176,28 @@ def _measured(audited: Audited, days: tuple[str, ...], config: AuditConfig) -> A
         on_days = {day: seen[name].sums.moments() for day, seen in earlier.items()}
         allowed = usual(list(on_days.values()), reduce(add, sums).moments() if sums else None)
         layer, broken = layer_report(
-            one, allowed, config, logit_rmse=_logit_rmse(found[name], one.task), earlier=on_days
+            one, allowed, config, logit_rmse=_logit_rmse(found[name], one.task), earlier=on_days,
+            drivers=driven.get(name, ()),
         )  # fmt: skip
         layers.append(layer)
         findings += broken
-    findings += findings_of(layers, found[EVERYTHING], config)
+    findings += [*findings_of(layers, found[EVERYTHING], config), *spread_findings(audited.rank_spread)]
     return AuditReport(
         format_version=FORMAT_VERSION, run=audited.name, version=audited.version, step=audited.step,
         dataset=str(audited.dataset.path), created=datetime.now(UTC).isoformat(timespec="seconds"),
         code_version=code_version(), days=days, reference_days=references, traffic=config.traffic.value,
-        num_timelines=sum(batch.num_timelines for batch in batches), level=worst(one.level for one in findings),
+        num_timelines=sum(batch.num_timelines for batch in batches),
+        steps_per_day=audited.step / len(audited.training_days),
+        rank_spread=audited.rank_spread, level=worst(one.level for one in findings),
         findings=tuple(sorted(findings, key=lambda one: one.level is not Level.critical)),
         layers=tuple(sorted(layers, key=lambda layer: -(layer.logit_rmse or 0.0))), effects=tuple(found[EVERYTHING]),
     )  # fmt: skip
+
+
+def _timelines(audited: Audited, days: tuple[str, ...], most: int, config: AuditConfig) -> Timelines:
+    return Timelines(
+        dataset=audited.dataset, days=days, most=most, per_batch=config.timelines_per_batch, seed=config.seed
+    )
 
 
 def _before(dataset: Dataset, day: str, number: int) -> tuple[str, ...]:
@@ -153,10 +207,7 @@ def _before(dataset: Dataset, day: str, number: int) -> tuple[str, ...]:
 
 def _seen_on(audited: Audited, day: str, weigh: WeightOf, config: AuditConfig) -> dict[str, Seen]:
     """What all layers are given on an earlier day."""
-    some = Timelines(
-        dataset=audited.dataset, days=(day,), most=config.reference_timelines, per_batch=config.timelines_per_batch,
-        seed=config.seed,
-    )  # fmt: skip
+    some = _timelines(audited, (day,), config.reference_timelines, config)
     return seen_by(audited.model, some, weigh)
 
 
@@ -200,6 +251,7 @@ def tables(report: AuditReport) -> list[Table]:
         "live",
         "scores move by",
         "PSI",
+        "cost in AUC",
     ):
         tasks.add_column(heading, justify="left" if heading == "task" else "right")
     for one in report.effects:
@@ -208,8 +260,25 @@ def tables(report: AuditReport) -> list[Table]:
                 one.task, f"{one.num_examples:,}", _as(one.learnt.auc), _as(one.live.auc), _as(one.learnt.log_loss),
                 _as(one.live.log_loss), _as(one.learnt.predicted_over_observed, 3),
                 _as(one.live.predicted_over_observed, 3), _as(one.logit_rmse, 3), _as(one.psi, 3),
+                "" if one.auc_cost is None else f"{one.auc_cost.value:+.4f} ± {one.auc_cost.error:.4f}",
             )  # fmt: skip
-    return [layers, tasks]
+    return [layers, tasks, *([] if report.repaired is None else [_repair_table(report.repaired)])]
+
+
+def _repair_table(repaired: Repaired) -> Table:
+    table = Table(title=f"Version {repaired.of} before and after the repair, on users that had no part in it",
+                  title_justify="left")  # fmt: skip
+    for heading in ("task", "score x", "+", "AUC", "", "log loss", "", "predicted / observed", "", "log loss falls by"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for one in repaired.tasks:
+        gain = one.log_loss_gain
+        table.add_row(
+            one.task, _as(one.scale, 3), _as(one.shift, 3), _as(one.before.auc), _as(one.after.auc),
+            _as(one.before.log_loss), _as(one.after.log_loss), _as(one.before.predicted_over_observed, 3),
+            _as(one.after.predicted_over_observed, 3),
+            "" if gain is None else f"{gain.value:.1%} ± {gain.error:.1%}",
+        )  # fmt: skip
+    return table
 
 
 def _span(days: Sequence[str]) -> str:

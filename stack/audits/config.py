@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from enum import Enum
 
 from stack.audits.traffic import Traffic
 from stack.base.errors import ConfigError
+
+
+class Fix(Enum):
+    """What is done about what was found."""
+
+    none = "none"
+    """Nothing: an audit only looks."""
+    rebuild = "rebuild"
+    """Statistics are estimated anew, scores calibrated, and a new version is written."""
 
 
 @dataclass(kw_only=True)
@@ -52,11 +62,16 @@ class AuditConfig:
     # predicted over observed on live rows may be up to this, or down to its inverse
     critical_calibration: float = 1.25
     # above it, with three standard errors to spare, probabilities cannot be used
+    fix: Fix = Fix.none
+    # rebuild: put the statistics of the reference days' live traffic into the layers, calibrate scores on half of the
+    # users audited, and write that as a new version; `--fix rebuild` is the same
+    fix_timelines: int = 4096
+    # most timelines of the reference days that the new statistics are estimated from
     out: str | None = None
     # folder to write the report to; null is `audit` in the run's folder
 
     def __post_init__(self) -> None:
-        for name in ("timelines", "timelines_per_batch", "reference_timelines"):
+        for name in ("timelines", "timelines_per_batch", "reference_timelines", "fix_timelines"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"audit.{name}={getattr(self, name)} must be at least 1")
         if self.reference_days < 0:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stack.audits.errors import auc_difference_error, calibration_error, log_loss_share_error
 from stack.audits.moments import Floats
 from stack.audits.norm_stats import norm_layers, replaced
 from stack.audits.traffic import WeightOf
@@ -39,19 +40,28 @@ Statistics = Mapping[str, tuple[Floats, Floats]]
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """How well live rows are scored; None where that is not defined (labels of one kind, scores that are no
-    log-odds)."""
+    log-odds). `calibration_error`: standard error of `predicted_over_observed`."""
 
     auc: float | None
     gauc: float | None
     log_loss: float | None
     predicted_over_observed: float | None
+    calibration_error: float | None
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """A difference, and its standard error (`stack.audits.errors`)."""
+
+    value: float
+    error: float
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
     """Of one task on one slice; figures are None where `num_not_finite` scores are no numbers.
 
     `logit_*`: of the change from learnt to live statistics, its mean, root mean square, and the 99th percentile of its
-    size. `psi`: population stability index of the scores over `NUM_BINS` bins.
+    size. `psi`: population stability index of the scores over `NUM_BINS` bins. `auc_cost`: AUC with live statistics
+    less that with learnt ones; `log_loss_cost`: log loss with learnt ones over that with live ones, less 1.
     """
 
     task: str
@@ -63,20 +73,27 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
     logit_rmse: float | None
     logit_p99: float | None
     psi: float | None
+    auc_cost: Cost | None
+    log_loss_cost: Cost | None
     learnt: Figures
     live: Figures
 
 
 @dataclass(kw_only=True)
-class _Rows:
-    """Of a task, line by line."""
+class Rows:
+    """Of a task, line by line: log-odds on live traffic with learnt and with live statistics, of which `offset_E` is
+    what the task's own score lacks to be that; `slices` by name."""
 
     learnt_E: Floats
     live_E: Floats
+    offset_E: Floats
     label_E: Floats
     weight_E: Floats
     user_E: NDArray[np.int64]
     slices: dict[str, NDArray[np.bool_]]
+
+
+_NOTHING = Figures(auc=None, gauc=None, log_loss=None, predicted_over_observed=None, calibration_error=None)
 
 
 def effects(
@@ -85,19 +102,20 @@ def effects(
     """By variant, of all tasks that give an example one score, by slice. `variants`: statistics of live traffic by
     layer, of all layers or of some."""
     found: dict[str, list[Effect]] = {name: [] for name in variants}
-    for (variant, task), rows in _scored(model, batches, weight_of, variants).items():
+    for (variant, task), rows in scored(model, batches, weight_of, variants).items():
         is_logit = not isinstance(model.task(task), (RankTask, NextItemTask))  # whose scores give an order alone
         for name, chosen_E in rows.slices.items():
-            if (rows.weight_E[chosen_E] > 0).any():
+            chosen_E = chosen_E & (rows.weight_E > 0)
+            if chosen_E.any():
                 found[variant].append(_effect(task, name, rows, chosen_E, is_logit=is_logit))
     return found
 
 
-def _scored(
+def scored(
     model: UserModel, batches: Iterable[Batch], weight_of: WeightOf, variants: Mapping[str, Statistics]
-) -> dict[tuple[str, str], _Rows]:
-    """By variant and task."""
-    parts: dict[tuple[str, str], list[_Rows]] = {}
+) -> dict[tuple[str, str], Rows]:
+    """By variant and task, of all tasks that give an example one score."""
+    parts: dict[tuple[str, str], list[Rows]] = {}
     layers, device = norm_layers(model), next(model.user.parameters()).device
     with torch.no_grad():
         for batch in batches:
@@ -115,14 +133,15 @@ def _scored(
     return {key: _joined(several) for key, several in parts.items()}
 
 
-def _part(batch: Batch, task: Task, scores: list[Floats], label_E: Floats, weight_of: WeightOf) -> _Rows:
+def _part(batch: Batch, task: Task, scores: list[Floats], label_E: Floats, weight_of: WeightOf) -> Rows:
     examples = batch.groups[task.group]
     offset_E = np.zeros(examples.num_examples)
     if "rate_uniform" in examples.labels:
         offset_E = torch.log(score_rate(examples.labels, task.sampling)).double().cpu().numpy()
     moment_E = examples.moment_E
-    return _Rows(
-        learnt_E=scores[0] + offset_E, live_E=scores[1] + offset_E, label_E=label_E,
+    return Rows(
+        learnt_E=scores[0] + offset_E, live_E=scores[1] + offset_E, offset_E=offset_E,
+        label_E=label_E,
         weight_E=weight_of(examples).cpu().numpy(),
         user_E=batch.user_B[batch.moment_row_M[moment_E]].cpu().numpy(),
         slices=dict(
@@ -145,43 +164,54 @@ def _slices(position_E: NDArray[np.int64], seconds_E: NDArray[np.int64]) -> Iter
         yield f"{6 * quarter:02d} to {6 * quarter + 6:02d} h UTC", quarter_E == quarter
 
 
-def _joined(parts: list[_Rows]) -> _Rows:
+def _joined(parts: list[Rows]) -> Rows:
     arrays = {
         name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("learnt_E", "live_E", "label_E", "weight_E", "user_E")
+        for name in ("learnt_E", "live_E", "offset_E", "label_E", "weight_E", "user_E")
     }
     slices = {name: np.concatenate([part.slices[name] for part in parts]) for name in parts[0].slices}
-    return _Rows(**arrays, slices=slices)
+    return Rows(**arrays, slices=slices)
 
 
-def _effect(task: str, name: str, rows: _Rows, chosen_E: NDArray[np.bool_], *, is_logit: bool) -> Effect:
+def _effect(task: str, name: str, rows: Rows, chosen_E: NDArray[np.bool_], *, is_logit: bool) -> Effect:
     learnt_E, live_E, weight_E = rows.learnt_E[chosen_E], rows.live_E[chosen_E], rows.weight_E[chosen_E]
     counts = {
         "num_examples": int(chosen_E.sum()), "num_positives": int((rows.label_E[chosen_E] > 0).sum()),
         "num_not_finite": int((~(np.isfinite(learnt_E) & np.isfinite(live_E))).sum()),
     }  # fmt: skip
     if counts["num_not_finite"]:
-        nothing = Figures(auc=None, gauc=None, log_loss=None, predicted_over_observed=None)
         return Effect(
-            task=task, slice=name, **counts, logit_mean=None, logit_rmse=None, logit_p99=None, psi=None,
-            learnt=nothing, live=nothing,
+            task=task, slice=name, **counts, logit_mean=None, logit_rmse=None, logit_p99=None, psi=None, auc_cost=None,
+            log_loss_cost=None, learnt=_NOTHING, live=_NOTHING,
         )  # fmt: skip
     change_E = live_E - learnt_E
-
-    def figures(score_E: Floats) -> Figures:
-        label_E, user_E = rows.label_E[chosen_E], rows.user_E[chosen_E]
-        return Figures(
-            auc=_told(auc(score_E, label_E, weight_E)), gauc=_told(gauc(user_E, score_E, label_E, weight_E).value),
-            log_loss=_told(log_loss(score_E, label_E, weight_E)) if is_logit else None,
-            predicted_over_observed=_told(predicted_over_observed(score_E, label_E, weight_E)) if is_logit else None,
-        )  # fmt: skip
-
+    of = (rows.label_E[chosen_E], weight_E, rows.user_E[chosen_E])
+    learnt, live = (figures_of(one, *of, is_logit=is_logit) for one in (learnt_E, live_E))
+    auc_cost = log_loss_cost = None
+    if learnt.auc is not None and live.auc is not None:
+        auc_cost = Cost(value=live.auc - learnt.auc, error=auc_difference_error(live_E, learnt_E, *of))
+    if learnt.log_loss is not None and live.log_loss is not None:
+        share = learnt.log_loss / live.log_loss - 1
+        log_loss_cost = Cost(value=share, error=log_loss_share_error(learnt_E, live_E, *of))
     return Effect(
         task=task, slice=name, **counts,
         logit_mean=float(np.average(change_E, weights=weight_E)),
         logit_rmse=float(np.sqrt(np.average(change_E**2, weights=weight_E))),
         logit_p99=quantile(np.abs(change_E), weight_E, 0.99), psi=stability_index(learnt_E, live_E, weight_E),
-        learnt=figures(learnt_E), live=figures(live_E),
+        auc_cost=auc_cost, log_loss_cost=log_loss_cost, learnt=learnt, live=live,
+    )  # fmt: skip
+
+
+def figures_of(
+    score_E: Floats, label_E: Floats, weight_E: Floats, user_E: NDArray[np.int64], *, is_logit: bool
+) -> Figures:
+    """How well rows are scored; where a score is no log-odds, by its order alone."""
+    odds = is_logit and label_E.sum() > 0
+    return Figures(
+        auc=_told(auc(score_E, label_E, weight_E)), gauc=_told(gauc(user_E, score_E, label_E, weight_E).value),
+        log_loss=_told(log_loss(score_E, label_E, weight_E)) if is_logit else None,
+        predicted_over_observed=_told(predicted_over_observed(score_E, label_E, weight_E)) if odds else None,
+        calibration_error=_told(calibration_error(score_E, label_E, weight_E, user_E)) if odds else None,
     )  # fmt: skip
 
 

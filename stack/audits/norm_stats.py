@@ -117,16 +117,19 @@ def drift(model: UserModel, batches: Iterable[Batch], weight_of: WeightOf) -> di
 def replaced(layers: Mapping[str, NormLayer], statistics: Mapping[str, tuple[Floats, Floats]]) -> Iterator[None]:
     """Other means and variances (D,) in some layers, for as long as the block runs."""
     before = {
-        name: (layers[name].statistics.running_mean_D.clone(), layers[name].statistics.running_var_D.clone())
+        name: (
+            layers[name].statistics.running_mean_D.numpy(force=True).copy(),
+            layers[name].statistics.running_var_D.numpy(force=True).copy(),
+        )
         for name in statistics
     }
     try:
         for name, (mean_D, variance_D) in statistics.items():
-            _put(layers[name], torch.from_numpy(mean_D), torch.from_numpy(variance_D))
+            put(layers[name], mean_D, variance_D)
         yield
     finally:
         for name, (mean, variance) in before.items():
-            _put(layers[name], mean, variance)
+            put(layers[name], mean, variance)
 
 
 def live_statistics(
@@ -198,6 +201,7 @@ def _drift(name: str, layer: NormLayer, seen: Seen) -> LayerDrift:
     )  # fmt: skip
 
 
-def _put(layer: NormLayer, mean_D: Tensor, variance_D: Tensor) -> None:
-    layer.statistics.running_mean_D.copy_(mean_D)
-    layer.statistics.running_var_D.copy_(variance_D)
+def put(layer: NormLayer, mean_D: NDArray[np.floating], variance_D: NDArray[np.floating]) -> None:
+    """Gives a layer other statistics."""
+    layer.statistics.running_mean_D.copy_(torch.from_numpy(mean_D))
+    layer.statistics.running_var_D.copy_(torch.from_numpy(variance_D))

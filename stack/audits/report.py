@@ -2,7 +2,7 @@
 
 ::
 
-    {"format_version": 1, "run": ..., "version": ..., "days": [...], "traffic": "live", "level": "warning",
+    {"format_version": 2, "run": ..., "version": ..., "days": [...], "traffic": "live", "level": "warning",
      "findings": [{"level": "warning", "name": ..., "measured": ..., "allowed": ..., "remedy": ...}],
      "layers": [{"name": "ctr.head.activate.0", "drift": "far off", "channels": [{"shift": .1, ...}], ...}],
      "effects": [{"task": "ctr", "slice": "all", "logit_rmse": ..., "learnt": {"auc": ...}, "live": {"auc": ...}}]}
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import msgspec
 
+from stack.audits.drivers import Driver
 from stack.audits.effect import Effect
 from stack.audits.findings import Drift, Finding, Level
+from stack.audits.rebuild import Repair
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REPORT, PAGE = "audit.json", "audit.html"
 
 
@@ -44,7 +46,8 @@ class LayerReport(msgspec.Struct, frozen=True, kw_only=True):
     """One layer: figures over its channels that are neither dead nor broken. `num_requests`: independent requests that
     weigh as much as those seen. `horizon`: batches that the running statistics remember, 1 / momentum. `allowed_*`:
     the larger of the limit and of what days differ by among each other. `logit_rmse`: change of the task's scores
-    where this layer alone has live statistics; null for scores that are several."""
+    where this layer alone has live statistics; null for scores that are several. `drivers`: the inputs that make it
+    drift, where they are known."""
 
     name: str
     task: str
@@ -71,12 +74,27 @@ class LayerReport(msgspec.Struct, frozen=True, kw_only=True):
     allowed_ratio: float
     allowed_kl: float
     logit_rmse: float | None
+    drivers: tuple[Driver, ...]
     channels: tuple[Channel, ...]
     trend: tuple[DayDrift, ...]
 
 
+class Repaired(msgspec.Struct, frozen=True, kw_only=True):
+    """What was mended in version `of` to make the version that the report is about: findings and effects before, and by
+    task what calibration did, on users that had no part in it."""
+
+    of: int
+    days: tuple[str, ...]
+    level: Level
+    findings: tuple[Finding, ...]
+    effects: tuple[Effect, ...]
+    tasks: tuple[Repair, ...]
+
+
 class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
-    """About the normalisation of one version on some days of traffic."""
+    """About the normalisation of one version on some days of traffic. `steps_per_day`: that a day was worth in
+    training; `rank_spread`: by how much the processes that trained it had other statistics at the last save, null where
+    that was not told."""
 
     format_version: int
     run: str
@@ -89,7 +107,10 @@ class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
     reference_days: tuple[str, ...]
     traffic: str
     num_timelines: int
+    steps_per_day: float
+    rank_spread: float | None
     level: Level
     findings: tuple[Finding, ...]
     layers: tuple[LayerReport, ...]
     effects: tuple[Effect, ...]
+    repaired: Repaired | None = None

@@ -146,6 +146,8 @@ def _marks(seen: Seen, number: int) -> list[str]:
         marks.append("off the line")
     if manifest is not None and manifest.lineage.restores is not None:
         marks.append(f"is {manifest.lineage.restores.version} again")
+    if manifest is not None and manifest.lineage.repairs is not None:
+        marks.append(f"mends {manifest.lineage.repairs.version}")
     if manifest is not None and manifest.lineage.overridden:
         marks.append("findings overridden")
     by = [

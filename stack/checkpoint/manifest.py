@@ -88,7 +88,8 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Lineage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a version came about: the verb, the day it learnt where it is one, a digest of all that it was made from, the
     version whose place it takes, the version that it brings back, the version of another chain that its run began with,
-    and lines of what its day was refused for before it was learnt all the same."""
+    the version whose dense numbers it mends, with how in words, and lines of what its day was refused for before it was
+    learnt all the same."""
 
     verb: str
     day: str | None = None
@@ -96,6 +97,8 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     supersedes: Link | None = None
     restores: Link | None = None
     origin: str | None = None
+    repairs: Link | None = None
+    how: str = ""
     overridden: tuple[str, ...] | UnsetType = UNSET
 
 

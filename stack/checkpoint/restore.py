@@ -1,7 +1,8 @@
 """Brings a version back: as the newest of its chain, from which the next training goes on, or whole in another chain.
 
 Going back writes no rows: the new version builds on the old one with empty deltas, and has copies of its dense tensors,
-its maps of ids and its place in the data. What came between stays where it is, off the line.
+its maps of ids and its place in the data. What came between stays where it is, off the line. A version that is another
+with its dense tensors mended (`repaired`) is written in the same way.
 """
 
 from __future__ import annotations
@@ -49,6 +50,44 @@ def restore(
 
     Raises: `CheckpointError` where a file that it needs is damaged or missing, or another job publishes meanwhile.
     """
+    lineage = Lineage(verb=VERB, day=version.lineage.day, restores=version.link)
+    return _on_top(chain, version, lineage, dense={}, verify=verify, lease_seconds=lease_seconds)
+
+
+def repaired(
+    chain: Chain,
+    version: VersionManifest,
+    *,
+    verb: str,
+    how: str,
+    dense: Mapping[str, torch.Tensor],
+    lease_seconds: float = 3600.0,
+) -> VersionManifest:
+    """Publishes a version that is `version` with other values in the dense tensors named; `how` says what was done.
+
+    Raises: `CheckpointError` where the newest version is another by now, a tensor is not one of the version's or has
+    another shape or type, a number is not finite, or a file is missing.
+    """
+    newest = chain.newest_readable()
+    if newest is None or newest.version != version.version:
+        raise CheckpointError(
+            f"version {version.version} is not the newest of {chain.store.url}: repair the newest, or bring this one "
+            f"back first with `stack checkpoint restore {version.version}`"
+        )
+    lineage = Lineage(verb=verb, repairs=version.link, how=how)
+    return _on_top(chain, version, lineage, dense=dense, verify=False, lease_seconds=lease_seconds)
+
+
+def _on_top(
+    chain: Chain,
+    version: VersionManifest,
+    lineage: Lineage,
+    *,
+    dense: Mapping[str, torch.Tensor],
+    verify: bool,
+    lease_seconds: float,
+) -> VersionManifest:
+    """As the newest of the chain, with empty deltas on `version`."""
     with reading(chain.store, version.version, seconds=lease_seconds):
         checkpoint = open_version(chain, version)
         if verify:
@@ -61,10 +100,12 @@ def restore(
             version=chain.numbers()[-1] + 1,
             previous=newest.link,
             parent=version.link,
-            lineage=Lineage(verb=VERB, day=version.lineage.day, restores=version.link),
+            lineage=lineage,
             tables=tables,
         )
-        return _publish(chain, manifest, lambda folder: _rest(checkpoint, chain, folder), lease_seconds=lease_seconds)
+        return _publish(
+            chain, manifest, lambda folder: _rest(checkpoint, chain, folder, dense=dense), lease_seconds=lease_seconds
+        )
 
 
 def copy_to(
@@ -150,9 +191,15 @@ def _publish(
 
 
 def _rest(
-    checkpoint: Checkpoint, chain: Chain, folder: str, *, weights_only: bool = False
+    checkpoint: Checkpoint,
+    chain: Chain,
+    folder: str,
+    *,
+    weights_only: bool = False,
+    dense: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[dict[str, TableEntry], dict[str, FileEntry]]:
-    """Copies what is not rows. Keys that were gone since the version's parent are not gone since the version."""
+    """Copies what is not rows, with other values where `dense` has them. Keys that were gone since the version's parent
+    are not gone since the version."""
     source, own = checkpoint.store, data_folder(checkpoint.manifest.data)
     files: dict[str, FileEntry] = {}
     for name in checkpoint.manifest.files:
@@ -163,7 +210,18 @@ def _rest(
             tensors[GONE] = torch.empty(0, dtype=torch.int64)
         if name == OPTIMIZER and weights_only:
             tensors = {}
+        if name == DENSE and dense:
+            tensors |= {key: _mended(key, value, tensors) for key, value in dense.items()}
         with chain.store.create(f"{folder}/{name}") as file:
             files[name] = write_tensors(file, tensors)
     files[LOOP] = write_file(chain, f"{folder}/{LOOP}", source.read(f"{own}/{LOOP}"))
     return {}, files
+
+
+def _mended(name: str, value: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    before = tensors.get(name)
+    if before is None or (before.shape, before.dtype) != (value.shape, value.dtype):
+        raise CheckpointError(f"dense tensor {name!r} of this shape and type is not in the version that it would mend")
+    if value.is_floating_point() and not torch.isfinite(value).all():
+        raise CheckpointError(f"dense tensor {name!r} would hold a number that is NaN or infinite")
+    return value.detach().cpu().contiguous()

@@ -113,7 +113,7 @@ def history(chain: Chain, base: VersionManifest) -> list[VersionManifest]:
         for version in chain.line(base):
             if version.lineage.verb == VERB and version.complete:
                 yield version
-            elif version.complete and version.lineage.restores is None:
+            elif version.complete and version.lineage.restores is None and version.lineage.repairs is None:
                 return
 
     return list(islice(days(), HISTORY_DAYS))

@@ -55,6 +55,13 @@ class JoinedMLP(nn.Module):
         self.activate = nn.Sequential(*_after_linear(widths[0], norm, dropout))
         self.rest = MLP(num_inputs=widths[0], widths=widths[1:], num_outputs=num_outputs, norm=norm, dropout=dropout)
 
+    @property
+    def last(self) -> nn.Linear:
+        """The map that gives the outputs."""
+        last = self.rest[-1]
+        assert isinstance(last, nn.Linear)
+        return last
+
     def forward(self, user_MR: Tensor, candidate_EC: Tensor, moment_E: Tensor | None) -> Tensor:
         """(E, O). `moment_E` None: all candidates belong to the one moment there is (M = 1)."""
         user_MW = functional.linear(user_MR, self.first.weight[:, : self.num_user], self.first.bias)

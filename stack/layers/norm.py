@@ -34,6 +34,7 @@ class BatchStatistics(nn.Module):
     `sum_over_ranks` maps a vector of per-rank sums to their total over ranks; it must be differentiable (training
     sets an all-reduce, see `set_sum_over_ranks`). A rank may bring 0 rows; fewer than 2 rows in total leave the running
     statistics as they are. A batch with a NaN or an infinity never reaches them either: it is counted in `num_refused`.
+    Where they are `frozen`, the running statistics are used in training as in evaluation, and stay as they are.
     The first batches are averaged with equal weights (1, 1/2, 1/3, ...) until `momentum` is the larger weight.
     """
 
@@ -45,6 +46,7 @@ class BatchStatistics(nn.Module):
     def __init__(self, *, num_features: int, momentum: float = 0.05) -> None:
         super().__init__()
         self.momentum = momentum
+        self.frozen = False
         self.sum_over_ranks: Callable[[Tensor], Tensor] = _identity
         self.register_buffer("running_mean_D", torch.zeros(num_features))
         self.register_buffer("running_var_D", torch.ones(num_features))
@@ -92,7 +94,7 @@ class BatchNorm(nn.Module):
         self.bias_D = nn.Parameter(torch.zeros(num_features))
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        if self.training:
+        if self.training and not self.statistics.frozen:
             mean_D, var_D = self.statistics(x_ND)
         else:
             mean_D, var_D = self.statistics.running_mean_D, self.statistics.running_var_D
@@ -115,7 +117,7 @@ class Standardize(nn.Module):
         self.statistics = BatchStatistics(num_features=num_features, momentum=momentum)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        if self.training:
+        if self.training and not self.statistics.frozen:
             self.statistics(x_ND)
         mean_D, var_D = self.statistics.running_mean_D, self.statistics.running_var_D
         standard_ND = (x_ND - mean_D) * torch.rsqrt(var_D + self.eps)
@@ -136,6 +138,13 @@ def set_sum_over_ranks(model: nn.Module, sum_over_ranks: Callable[[Tensor], Tens
     for module in model.modules():
         if isinstance(module, BatchStatistics):
             module.sum_over_ranks = sum_over_ranks
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """From now on no `BatchStatistics` inside `model` learns, and all layers normalise by what they have learnt."""
+    for module in model.modules():
+        if isinstance(module, BatchStatistics):
+            module.frozen = True
 
 
 def refused_batches(model: nn.Module) -> dict[str, int]:

@@ -24,7 +24,7 @@ from stack.data.dataset import Dataset
 from stack.data.loader import Cursor, Loader
 from stack.ids.config import IdsConfig
 from stack.ids.maps import IdMaps
-from stack.layers.norm import set_sum_over_ranks
+from stack.layers.norm import freeze_statistics, set_sum_over_ranks
 from stack.model import build_model, enabled_tasks, places_of
 from stack.tables.choose import plan_for
 from stack.tables.cluster import ClusterConfig
@@ -208,6 +208,8 @@ def build_loop(
     model = build_sharded_model(
         setup, dataset, last_day=stretch.learnt[-1], device=device, plan_path=setup.run.folder / PLAN
     ).train()
+    if setup.train.frozen_norms:
+        freeze_statistics(model)
     touched = track_touched(model)
     parameters = dense_parameters(model)
     optimizer = build_dense_optimizer(parameters, setup.optim)

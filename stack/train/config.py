@@ -43,6 +43,9 @@ class TrainConfig:
     # between saves; one more at the end
     log_every_steps: int = 50
     # between lines for people and points of TensorBoard's curves; steps.jsonl has every step
+    frozen_norms: bool = False
+    # normalise by the statistics learnt before, and leave them as they are: after `stack audit --fix rebuild`, so that
+    # the sample does not bend them again
     max_refused_batches: int = 10
     # batches that are not finite (data, batch norm or loss): not learnt from, counted; above this number it is the end
     resume: bool = True

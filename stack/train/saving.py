@@ -19,6 +19,7 @@ from stack.tables.shard import dense_parameters, dense_tensors, shardings, table
 from stack.tables.touched import TouchedRows
 from stack.train.id_state import id_maps
 from stack.train.meter import SaveMeter
+from stack.train.norm_spread import RANK_SPREAD, rank_spread
 from stack.train.optim import optimizer_state
 from stack.train.periodic import Moment
 from stack.train.ranks import from_first, totals
@@ -89,6 +90,7 @@ class Saver:
                     shardings=self._shardings,
                     metrics={
                         **self._metrics,
+                        RANK_SPREAD: rank_spread(self._model),
                         **{f"loss/{name}": loss for name, loss in moment.tally.mean_losses().items()},
                     },
                 ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -19,9 +20,11 @@ from stack.train.restore import check_vocabularies, restore_model
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """The model in evaluation mode; `user_model` is the same without its wrappers. `days` are those trained on."""
+    """The model in evaluation mode; `user_model` is the same without its wrappers. `place`: where its chain is. `days`
+    are those trained on."""
 
     name: str
+    place: Path | str
     model: DistributedModelParallel
     user_model: UserModel
     checkpoint: Checkpoint
@@ -53,4 +56,7 @@ def open_run(setup: Setup, *, version: str | None, device: torch.device) -> Trai
     restore_model(model, checkpoint, dataset=dataset)
     user_model = dense_module(model)
     assert isinstance(user_model, UserModel)
-    return TrainedRun(name=setup.run.name, model=model, user_model=user_model, checkpoint=checkpoint, dataset=dataset)
+    return TrainedRun(
+        name=setup.run.name, place=setup.chain_place, model=model, user_model=user_model, checkpoint=checkpoint,
+        dataset=dataset,
+    )  # fmt: skip

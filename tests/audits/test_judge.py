@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stack.audits.config import AuditConfig
-from stack.audits.effect import EVERYTHING, Effect, Figures
+from stack.audits.effect import EVERYTHING, Cost, Effect, Figures
 from stack.audits.findings import Drift, Finding, Level, worst
 from stack.audits.judge import Usual, findings_of, layer_report, usual
 from stack.audits.moments import Moments
@@ -99,14 +99,20 @@ def test_what_is_dead_or_broken_does_not_count_and_broken_is_critical() -> None:
 def effect(
     *, auc: tuple[float, float] = (0.7, 0.7), log_loss: tuple[float, float] = (0.1, 0.1),
     calibration: tuple[float, float] = (1.0, 1.0), positives: int = 10_000,
+    error: float = 0.0,
 ) -> Effect:  # fmt: skip
     learnt, live = (
-        Figures(auc=auc[one], gauc=None, log_loss=log_loss[one], predicted_over_observed=calibration[one])
+        Figures(
+            auc=auc[one], gauc=None, log_loss=log_loss[one], predicted_over_observed=calibration[one],
+            calibration_error=calibration[one] / positives**0.5 if positives else None,
+        )
         for one in (0, 1)
-    )
+    )  # fmt: skip
     return Effect(
         task="ctr", slice=EVERYTHING, num_examples=100_000, num_positives=positives, num_not_finite=0,
-        logit_mean=0.0, logit_rmse=0.2, logit_p99=1.0, psi=0.1, learnt=learnt, live=live,
+        logit_mean=0.0, logit_rmse=0.2, logit_p99=1.0, psi=0.1, auc_cost=Cost(value=auc[1] - auc[0], error=error),
+        log_loss_cost=Cost(value=log_loss[0] / log_loss[1] - 1, error=error), learnt=learnt,
+        live=live,
     )  # fmt: skip
 
 
@@ -134,8 +140,8 @@ def test_drift_that_costs_nothing_is_warned_of_and_not_to_be_swapped_away() -> N
 @pytest.mark.parametrize(
     ("given", "name", "measured"),
     [
-        (effect(auc=(0.7, 0.7021)), "learnt statistics cost ctr AUC", "0.0021"),
-        (effect(log_loss=(0.1021, 0.1)), "learnt statistics cost ctr log loss", "2.1%"),
+        (effect(auc=(0.7, 0.7021)), "learnt statistics cost ctr AUC", "0.0021 ± 0.0000"),
+        (effect(log_loss=(0.1021, 0.1)), "learnt statistics cost ctr log loss", "2.10% ± 0.00%"),
     ],
 )
 def test_what_learnt_statistics_cost_on_the_same_rows_is_critical(given: Effect, name: str, measured: str) -> None:
@@ -143,6 +149,11 @@ def test_what_learnt_statistics_cost_on_the_same_rows_is_critical(given: Effect,
     assert (drifted.level, drifted.remedy) == (Level.warning, "see what it costs, below")
     assert (cost.level, cost.name, cost.measured) == (Level.critical, name, measured)
     assert not findings(moments(), effect(auc=(0.7, 0.7019), log_loss=(0.1019, 0.1)))
+
+
+def test_a_cost_that_chance_may_have_made_is_no_finding() -> None:
+    assert not findings(moments(), effect(auc=(0.7, 0.71), log_loss=(0.11, 0.1), error=0.045))
+    assert len(findings(moments(), effect(auc=(0.7, 0.71), log_loss=(0.11, 0.1), error=0.0035))) == 2
 
 
 @pytest.mark.parametrize(

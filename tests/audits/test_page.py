@@ -59,7 +59,8 @@ def report(**changed: object) -> AuditReport:
     found = AuditReport(
         format_version=1, run="demo", version=3, step=9, dataset="prepared/x", created="2026-11-28",
         code_version="0.1.0", days=("2017-11-20",), reference_days=("2017-11-18", "2017-11-19"),
-        traffic="live", num_timelines=391, level=Level.warning, findings=(finding,), layers=tuple(layers),
+        traffic="live", num_timelines=391, steps_per_day=21.0, rank_spread=0.0,
+            level=Level.warning, findings=(finding,), layers=tuple(layers),
         effects=(effect(calibration=(1.02, 1.9)), msgspec.structs.replace(effect(), slice="no history")),
     )  # fmt: skip
     return msgspec.structs.replace(found, **changed)

@@ -13,7 +13,7 @@ from stack.base.errors import CheckpointError
 from stack.checkpoint.chain import chain_of
 from stack.checkpoint.config import CheckpointConfig
 from stack.checkpoint.load import open_version
-from stack.checkpoint.restore import copy_to, restore
+from stack.checkpoint.restore import copy_to, repaired, restore
 from stack.checkpoint.retain import prune
 from stack.checkpoint.verify import verify
 from tests.checkpoint.chains import Toy, check, random_chain
@@ -90,3 +90,44 @@ def test_another_job_that_publishes_meanwhile_wins(tmp_path: Path, monkeypatch: 
         restore(chain, chain.manifest(1))
     assert chain.manifest(2) == second
     assert chain.store.list() == before
+
+
+def test_a_mended_version_is_the_one_below_with_other_dense_numbers(tmp_path: Path) -> None:
+    chain, said = random_chain(tmp_path, seed=3)
+    newest = chain.manifest(chain.numbers()[-1])
+    name, value = next(iter(said[newest.version].dense().items()))
+    made = repaired(chain, newest, verb="audit", how="by one", dense={name: value + 1})
+    assert (made.version, made.parent) == (newest.version + 1, newest.link)
+    assert (made.lineage.verb, made.lineage.repairs, made.lineage.how) == ("audit", newest.link, "by one")
+    assert made.lineage.day is None
+    check(chain, newest, said[newest.version])
+    before, after = open_version(chain, newest), open_version(chain, made)
+    assert torch.equal(after.dense()[name], value + 1)
+    assert all(torch.equal(after.dense()[one], kept) for one, kept in before.dense().items() if one != name)
+    for table in made.tables:
+        rows = [one.table_rows(table, 0, made.tables[table].num_rows).weight_ND for one in (before, after)]
+        assert torch.equal(*rows)
+    assert after.loop() == before.loop()
+    assert verify(chain, deep=True).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda value: torch.full_like(value, torch.nan), "would hold a number that is NaN or infinite"),
+        (lambda value: torch.cat([value, value]), "of this shape and type is not in the version"),
+        (lambda value: value.double(), "of this shape and type is not in the version"),
+    ],
+)
+def test_what_cannot_be_mended_leaves_the_chain_as_it_was(tmp_path: Path, change: object, text: str) -> None:
+    chain, said = random_chain(tmp_path, seed=3)
+    numbers = chain.numbers()
+    newest = chain.manifest(numbers[-1])
+    name, value = next(iter(said[newest.version].dense().items()))
+    with pytest.raises(CheckpointError, match=text):
+        repaired(chain, newest, verb="audit", how="", dense={name: change(value)})  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match="is not the newest of .*: repair the newest, or bring this one back"):
+        repaired(chain, chain.manifest(numbers[0]), verb="audit", how="", dense={})
+    assert chain.numbers() == numbers
+    assert chain.store.list("leases") == []
+    assert verify(chain, deep=True).findings == ()

@@ -10,7 +10,10 @@ import msgspec
 import pytest
 import torch
 
+from stack.audits.findings import Level
+from stack.audits.judge import spread_findings
 from stack.checkpoint.load import Checkpoint
+from stack.train.norm_spread import RANK_SPREAD
 from tests.distributed.launch import TORCHRUN, run_together
 from tests.prepared import write_prepared
 from tests.train.worker import Run, losses, versions
@@ -72,6 +75,19 @@ def test_buffers_are_equal_on_all_ranks_and_close_to_those_of_one_process(pair: 
     assert any("running_mean" in name for name in single)
     for name, value in single.items():
         torch.testing.assert_close(torch.tensor(ranks[0][name]), torch.tensor(value), atol=10 * tolerance, rtol=1e-4)
+
+
+def test_a_version_says_that_its_processes_have_the_same_statistics_and_would_say_if_not(
+    pair: tuple[Run, Run, float],
+) -> None:
+    _, two, _ = pair
+    assert last_checkpoint(two).manifest.metrics[RANK_SPREAD] == 0.0
+    spreads = [json.loads((two.folder / f"spread-{rank}.json").read_bytes()) for rank in (0, 1)]
+    assert spreads[0] == spreads[1] > 0.1
+    (found,) = spread_findings(spreads[0])
+    assert (found.level, found.name) == (Level.critical, "drift between ranks")
+    assert not list(spread_findings(0.0))
+    assert not list(spread_findings(None))
 
 
 def test_both_leave_the_same_tables_whatever_number_of_processes_wrote_them(pair: tuple[Run, Run, float]) -> None:

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from stack.layers.norm import BatchNorm, Norm, Standardize, build_norm, refused_batches, set_sum_over_ranks
+from stack.layers.norm import (
+    BatchNorm,
+    Norm,
+    Standardize,
+    build_norm,
+    freeze_statistics,
+    refused_batches,
+    set_sum_over_ranks,
+)
 
 
 def test_training_output_and_gradients_are_those_of_torch() -> None:
@@ -114,3 +122,15 @@ def test_norm_by_name() -> None:
     assert isinstance(build_norm(Norm.batch, num_features=2), BatchNorm)
     assert isinstance(build_norm(Norm.layer, num_features=2), nn.LayerNorm)
     assert isinstance(build_norm(Norm.none, num_features=2), nn.Identity)
+
+
+@pytest.mark.parametrize("kind", [BatchNorm, Standardize])
+def test_frozen_statistics_are_used_in_training_as_in_evaluation_and_stay(kind: type[BatchNorm | Standardize]) -> None:
+    layer = kind(num_features=3)
+    layer(torch.randn(50, 3) * 2 + 1)
+    freeze_statistics(layer)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    x_ND = torch.randn(8, 3) - 4
+    trained_ND = layer.train()(x_ND)
+    torch.testing.assert_close(trained_ND, layer.eval()(x_ND))
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())

@@ -36,6 +36,7 @@ from stack.towers.config import ModelConfig
 from stack.train import verb
 from stack.train.build import Setup, build_loop
 from stack.train.config import Pipeline, TrainConfig
+from stack.train.norm_spread import rank_spread
 from stack.train.optim import OptimConfig
 from stack.train.periodic import Moment, Periodic
 from stack.train.run_folder import write_facts
@@ -44,7 +45,8 @@ from stack.train.run_folder import write_facts
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """A run of the smallest model on a prepared dataset. Where they are not 0, items have `managed_rows`, and brands
     `hashed_rows`, of which each brand has two. `through_verb` trains as `stack train` does; otherwise each
-    rank also writes its buffers beside the run, the last rank's batch of step `poisoned_step` holds a NaN, and it is
+    rank also writes its buffers beside the run, then how far apart those of all are when another than the first has
+    moved one of its own by 0.5, the last rank's batch of step `poisoned_step` holds a NaN, and it is
     sent SIGTERM after step `stopped_after`."""
 
     dataset: str = ""
@@ -170,6 +172,10 @@ def run_and_tell_buffers(runs: Sequence[Run]) -> None:
             buffers = dict(dense_module(loop.stepper.model).named_buffers())
             told = {name: value.tolist() for name, value in buffers.items() if not name.startswith("tables.")}
             (run.folder / f"buffers-{world.rank}.json").write_bytes(msgspec.json.encode(told))
+            if world.rank > 0:  # a process that has learnt other statistics than the first
+                next(value for name, value in buffers.items() if name.endswith("running_mean_D"))[0] += 0.5
+            spread = rank_spread(loop.stepper.model)
+            (run.folder / f"spread-{world.rank}.json").write_bytes(msgspec.json.encode(spread))
 
 
 if __name__ == "__main__":
