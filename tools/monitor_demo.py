@@ -83,9 +83,10 @@ def _demo(options: Sequence[str], end: float | None) -> None:
         stack.enter_context(_asked_all_the_time(server, package))
         page = stack.enter_context(_dashboard(watcher))
         train = ("train", "experiment=demo", "train.num_threads=1", "train.num_epochs=100", *_MANAGED, *options)
-        training = stack.enter_context(_started(*_TORCHRUN, *train, f"run.name={FOLDER.name}", *own, log="training"))
+        run = (f"run.dir={FOLDER}", f"run.name={FOLDER.name}")
+        training = stack.enter_context(_started(*_TORCHRUN, *train, *run, *own, log="training"))
         say(
-            f"dashboard      {page}\nPrometheus     http://{watcher}/classic/alerts\nAlertmanager   http://{messenger}"
+            f"dashboard      {page}\nPrometheus     http://{watcher}\nAlertmanager   http://{messenger}"
             f"\nserver         {server.address}, its metrics {server.admin}/metrics\nlogs, targets  {FOLDER}"
         )
         asked = Asked(watcher)
@@ -165,8 +166,9 @@ def _until_training_is_seen(asked: Asked, training: subprocess.Popen[bytes], end
     deadline = min(time.monotonic() + _START_SECONDS, end or float("inf"))
     while sum(up for (role, _, _), up in asked.up().items() if role == "train") < 2:
         if training.poll() is not None:
-            last = (FOLDER / "training.log").read_text().strip().rpartition("\n")[2]
-            raise UserError(f"the training ended with {training.returncode}: {last} ({FOLDER}/training.log)")
+            said = (FOLDER / "training.log").read_text().splitlines()
+            why = next((line for line in said if line.startswith("stack: ")), "it did not say why")
+            raise UserError(f"the training ended with {training.returncode}: {why} ({FOLDER}/training.log)")
         if time.monotonic() > deadline:
             return
         time.sleep(0.5)
