@@ -216,7 +216,7 @@ _LINES = (
         kind=Kind.table,
         keys=("label",),
         queries=(
-            Query(expr='max by (run, label) (stack_serve_version{run=~"$run"})', legend="version"),
+            Query(expr='max by (run, label) (stack_serve_version{run=~"$run"} > 0)', legend="version"),
             Query(
                 expr='time() - max by (run, label) (stack_serve_loaded_timestamp_seconds{run=~"$run"})',
                 legend="loaded since",

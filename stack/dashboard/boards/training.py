@@ -198,7 +198,7 @@ _PACE = (
         unit=Unit.bytes,
         queries=(
             Query(
-                expr='max by (run, rank) (stack_train_device_memory_bytes{run=~"$run"})',
+                expr='max by (run, rank) (stack_train_device_memory_bytes{run=~"$run"} > 0)',
                 legend="rank {{rank}}",
             ),
         ),

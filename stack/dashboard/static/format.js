@@ -61,7 +61,7 @@ const decimal = Array.from({ length: 12 }, (_, power) => [1, 2, 5].map((digit) =
 export const INCREMENTS = {
   seconds: [
     ...decimal.filter((value) => value < 15), 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 6 * 3600, 12 * 3600,
-    ...[1, 2, 5, 10, 20, 50, 100, 200].map((days) => days * DAY),
+    ...[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000].map((days) => days * DAY),
   ],
   bytes: Array.from({ length: 50 }, (_, power) => 2 ** power),
 };

@@ -78,7 +78,10 @@ export class Line {
     options.axes[1].space = 34;
     if (INCREMENTS[this.panel.unit]) options.axes[1].incrs = INCREMENTS[this.panel.unit];
     options.scales.y = this.panel.logarithmic ? { distr: 3, range: (_, low, high) => (low ? [low / 1.3, high * 1.3] : [1, 10]) } : { range: (_, low, high) => this.range(low, high) };
-    if (this.panel.logarithmic) options.axes[1].filter = (_, splits) => thinned(splits);
+    if (this.panel.logarithmic) {
+      options.axes[1].filter = (_, splits) => thinned(splits);
+      options.axes[1].grid.filter = options.axes[1].filter;
+    }
     options.series = [{}, ...this.lines.map((line, index) => ({
       stroke: seriesColour(index), width: 1.75, dash: seriesDash(index), show: !this.hidden.has(line.name), spanGaps: false,
       points: { show: (u, number) => u.data[number].filter((value) => value !== null).length < 3, size: 6 },
