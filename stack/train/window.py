@@ -11,15 +11,13 @@ whatever the score means; what that is worth on unsampled traffic, `stack audit`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from stack.tasks import TASKS, TaskOutput
-from stack.tasks.metrics import auc, entropy
+from stack.tasks.metrics import entropy
 
 _NAN = float("nan")
 
@@ -34,7 +32,7 @@ class Quality:
 
 
 class Window:
-    """The examples of some steps on this rank. Tensors stay where they are until they are asked about."""
+    """The examples of some steps on this rank. Tensors stay where they are; on an accelerator they are judged there."""
 
     def __init__(self) -> None:
         self._outputs: dict[str, list[TaskOutput]] = {}
@@ -51,33 +49,40 @@ class Window:
 
 
 def _quality(name: str, steps: list[TaskOutput]) -> Quality:
-    score_E, label_E = (_joined([getattr(one, field) for one in steps]) for field in ("score_E", "label_E"))
+    score_E, label_E = (torch.cat([getattr(one, field) for one in steps]) for field in ("score_E", "label_E"))
+    found = Quality(auc=_auc(score_E, label_E), normalized_entropy=_NAN, calibration=_NAN)
     if not TASKS[name].gives_log_odds:
-        return Quality(auc=auc(score_E, label_E), normalized_entropy=_NAN, calibration=_NAN)
-    loss_E, weight_E = (_joined([getattr(one, field) for one in steps]) for field in ("loss_E", "weight_E"))
-    return Quality(
-        auc=auc(score_E, label_E),
+        return found
+    loss_E, weight_E = (torch.cat([getattr(one, field) for one in steps]).double() for field in ("loss_E", "weight_E"))
+    return replace(
+        found,
         normalized_entropy=_normalized_entropy(loss_E, weight_E, label_E),
         calibration=_calibration(loss_E, weight_E, label_E),
     )
 
 
-def _joined(parts: list[Tensor]) -> NDArray[np.float64]:
-    return torch.cat(parts).double().cpu().numpy()
+def _auc(score_E: Tensor, label_E: Tensor) -> float:
+    """P(score of a positive > that of a negative), ties half. As `stack.tasks.metrics.auc`, but where the scores are,
+    and without weights: of them only the negatives are sorted."""
+    positive, negative = score_E[label_E > 0], score_E[label_E <= 0].sort().values
+    twice_below = sum(torch.searchsorted(negative, positive, right=right).sum() for right in (False, True))
+    return _ratio(twice_below, 2 * positive.shape[0] * negative.shape[0])
 
 
-def _normalized_entropy(
-    loss_E: NDArray[np.float64], weight_E: NDArray[np.float64], label_E: NDArray[np.float64]
-) -> float:
+def _normalized_entropy(loss_E: Tensor, weight_E: Tensor, label_E: Tensor) -> float:
     """He et al. 2014: mean loss over the entropy of the mean label."""
-    weight = float(weight_E.sum())
-    return float(loss_E.sum()) / weight / entropy(float(weight_E @ label_E) / weight) if weight > 0 else _NAN
+    return _ratio(_ratio(loss_E.sum(), weight_E.sum()), entropy(_ratio(weight_E @ label_E.double(), weight_E.sum())))
 
 
-def _calibration(loss_E: NDArray[np.float64], weight_E: NDArray[np.float64], label_E: NDArray[np.float64]) -> float:
+def _calibration(loss_E: Tensor, weight_E: Tensor, label_E: Tensor) -> float:
     """Predicted over observed positives. The loss of an example is minus the log of the probability that its label was
     given, so it tells that of a positive, at whatever rate its score counts negatives."""
-    observed = float(weight_E @ label_E)
-    loss_E = np.divide(loss_E, weight_E, out=np.zeros_like(loss_E), where=weight_E > 0)
-    positive_E = np.where(label_E > 0, np.exp(-loss_E), -np.expm1(-loss_E))
-    return float(weight_E @ positive_E) / observed if observed > 0 else _NAN
+    loss_E = torch.where(weight_E > 0, loss_E / weight_E, 0.0)
+    positive_E = torch.where(label_E > 0, torch.exp(-loss_E), -torch.expm1(-loss_E))
+    return _ratio(weight_E @ positive_E, weight_E @ label_E.double())
+
+
+def _ratio(above: Tensor | float, below: Tensor | float) -> float:
+    """NaN over 0, as over what is NaN."""
+    below = float(below)
+    return float(above) / below if below else _NAN
