@@ -8,7 +8,7 @@ const NAMED = new Set(["alertname", "severity", "run"]);
 
 export function show(place, found, run) {
   const own = found.filter(({ labels }) => !run || !labels.run || labels.run === run);
-  const firing = own.filter(({ state }) => state === "firing").sort((one, other) => rank(other) - rank(one));
+  const firing = own.filter(({ state }) => state === "firing").sort((one, other) => rank(other) - rank(one) || name(one).localeCompare(name(other)));
   const pending = own.length - firing.length;
   const waiting = pending ? ` ${pending} pending: true, but not for long enough yet.` : "";
   const parts = firing.slice(0, SHOWN).map(card);
@@ -23,6 +23,10 @@ export function show(place, found, run) {
 
 function rank({ labels }) {
   return labels.severity === "critical" || labels.severity === "page" ? 1 : 0;
+}
+
+function name({ labels }) {
+  return `${labels.alertname} ${labels.run ?? ""} ${JSON.stringify(labels)}`;
 }
 
 function card({ labels, annotations, activeAt }) {
