@@ -169,51 +169,31 @@ def _evaluate(job: Job) -> None:
 
 
 def _audit(job: Job) -> None:
-    from stack.audits.audit import Audited, audit
-    from stack.checkpoint.chain import chain_of
-    from stack.checkpoint.restore import repaired
-    from stack.tables.shard import dense_tensors
-    from stack.train.norm_spread import RANK_SPREAD
+    from stack.audits.audit import audit, refuse
+    from stack.audits.telemetry import audit_metrics
+    from stack.telemetry.textfile import write_textfile
+    from stack.train.audited import VERB, audited_run
 
+    folder = Path(job.audit.out) if job.audit.out else job.run.folder / "audit"
     with run_of_job(job, verb="audit", version=job.audit.version) as (run, _):
-        manifest = run.checkpoint.manifest
-
-        def publish(how: str) -> int:
-            chain, dense = chain_of(run.place, for_writing=True), dense_tensors(run.model)
-            return repaired(chain, manifest, verb="audit", how=how, dense=dense).version
-
-        audited = Audited(
-            name=run.name,
-            version=manifest.version,
-            step=run.step,
-            model=run.user_model,
-            dataset=run.dataset,
-            training_days=run.days,
-            rank_spread=manifest.metrics.get(RANK_SPREAD),
-            publish=publish,
-        )
-        folder = Path(job.audit.out) if job.audit.out else job.run.folder / "audit"
-        audit(audited, folder=folder, config=job.audit)
+        audited = audited_run(run, config=job.audit, data=job.audit_data, folder=job.run.folder / "audit")
+        report = audit(audited, folder=folder, config=job.audit)
+    if job.telemetry.enabled:
+        textfiles = job.telemetry.textfile_folder(job.run.dir)
+        write_textfile(audit_metrics(report), textfiles, run=report.run, job=VERB)
+    refuse(report)
 
 
 def _export(job: Job) -> None:
     if job.export.delta_of is not None:
         _export_delta(job)
         return
-    from stack.export.export import Trained, export
-    from stack.export.tables import trained_ids
-    from stack.train.id_state import id_maps
+    from stack.export.export import export
+    from stack.train.audited import trained_of
 
     with run_of_job(job, verb="export", version=job.export.version) as (run, _):
-        trained = Trained(
-            name=run.name,
-            model=run.user_model,
-            checkpoint=run.checkpoint,
-            dataset=run.dataset,
-            ids=trained_ids(id_maps(run.model), run.dataset.schema),
-        )
         folder = Path(job.export.out) if job.export.out else job.run.folder / "package"
-        export(trained, folder=folder, config=job.export)
+        export(trained_of(run), folder=folder, config=job.export)
 
 
 def _export_delta(job: Job) -> None:

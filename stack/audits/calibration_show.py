@@ -8,7 +8,8 @@ from html import escape
 
 from rich.table import Table
 
-from stack.audits.calibration import CalibrationConfig, CalibrationReport, Part, TaskCalibration
+from stack.audits.calibration import CalibrationReport, Part, TaskCalibration
+from stack.audits.calibration_config import CalibrationConfig
 from stack.audits.effect import EVERYTHING
 from stack.audits.findings import Finding, Level
 from stack.audits.fragment import BLUE, WIDTH, LogAxis, drawing, figure, number, table, text

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
 
-from stack.audits.traffic import Traffic
+from stack.audits.calibration_config import CalibrationConfig
+from stack.audits.sections import Part
+from stack.audits.skew_config import SkewConfig
+from stack.audits.tables_config import TablesAuditConfig
 from stack.base.errors import ConfigError
+
+
+class Traffic(Enum):
+    """What the examples are taken to be a sample of."""
+
+    live = "live"
+    """All candidates: drawn negatives weigh 1 / rate, what was not drawn weighs 1."""
+    weighted = "weighted"
+    """What the log was filtered from: the column `weight` of impressions is 1 / the share of such that was kept."""
+    sampled = "sampled"
+    """The examples as training saw them: all weigh 1."""
 
 
 class Fix(Enum):
@@ -21,6 +35,8 @@ class Fix(Enum):
 
 @dataclass(kw_only=True)
 class AuditConfig:
+    parts: list[Part] = field(default_factory=lambda: [Part.normalisation, Part.calibration, Part.data, Part.tables])
+    # what is looked at: normalisation, calibration, data, tables, skew, parity
     version: str | None = None
     # the version to audit, by its number or by the last day it was trained on; null is the newest
     first_day: str | None = None
@@ -67,10 +83,25 @@ class AuditConfig:
     # users audited, and write that as a new version; `--fix rebuild` is the same
     fix_timelines: int = 4096
     # most timelines of the reference days that the new statistics are estimated from
+    tables: TablesAuditConfig = field(default_factory=TablesAuditConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    skew: SkewConfig = field(default_factory=SkewConfig)
+    skew_log: str | None = None
+    # file or folder of requests that a server recorded, for the part skew
+    package: str | None = None
+    # folder of the package that answered them, for the parts skew and parity
     out: str | None = None
     # folder to write the report to; null is `audit` in the run's folder
 
     def __post_init__(self) -> None:
+        if not self.parts:
+            raise ConfigError(f"audit.parts is empty: choose of {', '.join(part.value for part in Part)}")
+        if Part.skew in self.parts and (self.skew_log is None or self.package is None):
+            raise ConfigError("audit.parts has skew, which needs audit.skew_log=FILE and audit.package=FOLDER")
+        if Part.parity in self.parts and self.package is None:
+            raise ConfigError("audit.parts has parity, which needs audit.package=FOLDER")
+        if self.fix is Fix.rebuild and Part.normalisation not in self.parts:
+            raise ConfigError("audit.fix=rebuild mends the normalisation: have it in audit.parts")
         for name in ("timelines", "timelines_per_batch", "reference_timelines", "fix_timelines"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"audit.{name}={getattr(self, name)} must be at least 1")

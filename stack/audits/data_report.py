@@ -71,5 +71,11 @@ class DataReport(msgspec.Struct, frozen=True, kw_only=True):
         return [figure for column in self.columns for figure in column.figures]
 
 
+class DaysReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Several days, each against those before it."""
+
+    days: tuple[DataReport, ...]
+
+
 def _beyond(value: float, low: float | None, high: float | None) -> bool:
     return (low is not None and value < low) or (high is not None and value > high)

@@ -96,14 +96,11 @@ class Rows:
 _NOTHING = Figures(auc=None, gauc=None, log_loss=None, predicted_over_observed=None, calibration_error=None)
 
 
-def effects(
-    model: UserModel, batches: Iterable[Batch], weight_of: WeightOf, variants: Mapping[str, Statistics]
-) -> dict[str, list[Effect]]:
-    """By variant, of all tasks that give an example one score, by slice. `variants`: statistics of live traffic by
-    layer, of all layers or of some."""
-    found: dict[str, list[Effect]] = {name: [] for name in variants}
-    for (variant, task), rows in scored(model, batches, weight_of, variants).items():
-        is_logit = not isinstance(model.task(task), (RankTask, NextItemTask))  # whose scores give an order alone
+def effects(model: UserModel, scores: Mapping[tuple[str, str], Rows]) -> dict[str, list[Effect]]:
+    """By variant, of all tasks that give an example one score, by slice. `scores`: as `scored` gives them."""
+    found: dict[str, list[Effect]] = {variant: [] for variant, _ in scores}
+    for (variant, task), rows in scores.items():
+        is_logit = gives_probabilities(model.task(task))
         for name, chosen_E in rows.slices.items():
             chosen_E = chosen_E & (rows.weight_E > 0)
             if chosen_E.any():
@@ -111,10 +108,16 @@ def effects(
     return found
 
 
+def gives_probabilities(task: Task) -> bool:
+    """Whether the score of an example is the log-odds of its label, and not an order alone."""
+    return not isinstance(task, (RankTask, NextItemTask))
+
+
 def scored(
     model: UserModel, batches: Iterable[Batch], weight_of: WeightOf, variants: Mapping[str, Statistics]
 ) -> dict[tuple[str, str], Rows]:
-    """By variant and task, of all tasks that give an example one score."""
+    """Rows by variant and task, of all tasks that give an example one score. `variants`: statistics of live traffic by
+    layer, of all layers or of some."""
     parts: dict[tuple[str, str], list[Rows]] = {}
     layers, device = norm_layers(model), next(model.user.parameters()).device
     with torch.no_grad():

@@ -13,21 +13,22 @@ from stack.audits.page_norm import normalisation
 from stack.audits.report import AuditReport
 
 _VERDICT = {
-    Level.ok: "May be released: normalisation is as it was learnt.",
-    Level.warning: "May be released: what is off costs nothing on these days.",
+    Level.ok: "May be released: nothing was found.",
+    Level.warning: "May be released: what is off stops nothing on these days.",
     Level.critical: "Must not be released.",
 }
 
 
-def page(report: AuditReport) -> str:
-    """The whole page."""
+def page(report: AuditReport, sections: Sequence[str] = ()) -> str:
+    """The whole page; `sections` come after what is about normalisation, as they are."""
     parts = [
         f"<h1>{escape(report.run)}, version {report.version}</h1>",
         f'<p class="verdict {report.level.value}">{_VERDICT[report.level]}</p>',
         f"<p>Audited on {escape(report.traffic)} traffic of {escape(_span(report.days))}: {report.num_timelines:,} "
         f"timelines of {escape(report.dataset)}. {escape(report.created)}, code {escape(report.code_version)}.</p>",
         *map(_finding, report.findings),
-        normalisation(report),
+        normalisation(report) if report.effects else "",
+        *sections,
     ]  # fmt: skip
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -5,7 +5,8 @@
     {"format_version": 2, "run": ..., "version": ..., "days": [...], "traffic": "live", "level": "warning",
      "findings": [{"level": "warning", "name": ..., "measured": ..., "allowed": ..., "remedy": ...}],
      "layers": [{"name": "ctr.head.activate.0", "drift": "far off", "channels": [{"shift": .1, ...}], ...}],
-     "effects": [{"task": "ctr", "slice": "all", "logit_rmse": ..., "learnt": {"auc": ...}, "live": {"auc": ...}}]}
+     "effects": [{"task": "ctr", "slice": "all", "logit_rmse": ..., "learnt": {"auc": ...}, "live": {"auc": ...}}],
+     "parts": {"normalisation": {"findings": [...]}, "tables": {"findings": [...], "report": {...}}, ...}}
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from stack.audits.drivers import Driver
 from stack.audits.effect import Effect
 from stack.audits.findings import Drift, Finding, Level
 from stack.audits.rebuild import Repair
+from stack.audits.sections import PartReport
 
 FORMAT_VERSION = 2
 REPORT, PAGE = "audit.json", "audit.html"
@@ -92,9 +94,10 @@ class Repaired(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
-    """About the normalisation of one version on some days of traffic. `steps_per_day`: that a day was worth in
-    training; `rank_spread`: by how much the processes that trained it had other statistics at the last save, null where
-    that was not told."""
+    """About one version on some days of traffic. `parts`: what was looked at (`stack.audits.sections.Part`), with the
+    findings of each; `findings` are all of them, and `layers` and `effects` those of normalisation. `steps_per_day`:
+    that a day was worth in training; `rank_spread`: by how much the processes that trained it had other statistics at
+    the last save, null where that was not told."""
 
     format_version: int
     run: str
@@ -113,4 +116,5 @@ class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...]
     layers: tuple[LayerReport, ...]
     effects: tuple[Effect, ...]
+    parts: dict[str, PartReport]
     repaired: Repaired | None = None

@@ -8,7 +8,8 @@ from rich.table import Table
 
 from stack.audits.findings import Finding, Level
 from stack.audits.fragment import BLUE, WIDTH, LogAxis, drawing, figure, number, percent, table, text
-from stack.audits.tables import TableReport, TablesAuditConfig, TablesReport
+from stack.audits.tables import TableReport, TablesReport
+from stack.audits.tables_config import TablesAuditConfig
 
 _HEADINGS = (
     "table", "ids", "rows", "learnt", "full", "collisions", "norm, median", "largest", "outliers", "not finite",

@@ -3,43 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+import msgspec
 from prometheus_client import CollectorRegistry, Gauge
 
 from stack.audits.effect import EVERYTHING, Effect
-from stack.audits.findings import Finding, Level
+from stack.audits.findings import Level
 from stack.audits.report import AuditReport, LayerReport
+from stack.audits.sections import Part
 from stack.audits.tables import TablesReport
 from stack.telemetry.metrics import AuditMetrics
 
-NORMALISATION = "normalisation"
 
-
-def audit_metrics(
-    report: AuditReport,
-    *,
-    findings: Mapping[str, Sequence[Finding]] | None = None,
-    tables: TablesReport | None = None,
-) -> CollectorRegistry:
-    """To be written by `stack.telemetry.textfile`. `findings` by part of the audit; None: the report's, which are of
-    normalisation. Figures that are not defined are left out."""
+def audit_metrics(report: AuditReport) -> CollectorRegistry:
+    """To be written by `stack.telemetry.textfile`. Figures that are not defined are left out."""
     registry = CollectorRegistry()
     metrics = AuditMetrics(registry)
     metrics.ended.set(datetime.fromisoformat(report.created).timestamp())
     metrics.version.set(report.version)
-    for part, found in ({NORMALISATION: report.findings} if findings is None else findings).items():
-        levels = Counter(one.level for one in found)
+    for name, part in report.parts.items():
+        levels = Counter(one.level for one in part.findings)
         for level in Level:
-            metrics.findings.labels(part, level.value).set(levels[level])
+            metrics.findings.labels(name, level.value).set(levels[level])
     for layer in report.layers:
         _tell_layer(metrics, layer)
     for effect in report.effects:
         if effect.slice == EVERYTHING:
             _tell_task(metrics, effect)
+    tables = report.parts.get(Part.tables.value)
     if tables is not None:
-        _tell_tables(metrics, tables)
+        _tell_tables(metrics, msgspec.json.decode(tables.report, type=TablesReport))
     return registry
 
 

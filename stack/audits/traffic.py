@@ -10,24 +10,12 @@ Legend: E examples, M moments.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 
 import torch
 from torch import Tensor
 
+from stack.audits.config import Traffic
 from stack.data.batch import Examples
-
-
-class Traffic(Enum):
-    """What the examples are taken to be a sample of."""
-
-    live = "live"
-    """All candidates: drawn negatives weigh 1 / rate, what was not drawn weighs 1."""
-    weighted = "weighted"
-    """What the log was filtered from: the column `weight` of impressions is 1 / the share of such that was kept."""
-    sampled = "sampled"
-    """The examples as training saw them: all weigh 1."""
-
 
 WeightOf = Callable[[Examples], Tensor]
 """(E,) float64, 0 or more."""

@@ -8,7 +8,8 @@ from rich.table import Table
 
 from stack.audits.findings import Finding, Level
 from stack.audits.fragment import number, table
-from stack.export.skew import FeatureSkew, ScoreSkew, SkewConfig, SkewReport
+from stack.audits.skew_config import SkewConfig
+from stack.export.skew import FeatureSkew, ScoreSkew, SkewReport
 from stack.export.skew_features import (
     EXTRA_EVENT,
     MISSING_EVENT,

@@ -122,9 +122,12 @@ def test_a_model_without_such_layers_has_nothing_to_audit(
     data = ["data=events", f"data.out={dataset}", "data.path=none", f"train.to_day={Dataset(Path(dataset)).days()[0]}"]
     none = ["model.norm=none", "tasks.rank.enabled=never", "tasks.follow.enabled=never", "model.num_states=16"]
     assert main(["train", *data, *words, *none, "train.num_threads=1"]) == 0
-    assert main(["audit", *words]) == 2
-    assert "the model of plain has no normalisation with running statistics" in told.readouterr().err
-    assert not (tmp_path / "plain" / "audit").exists()
+    for alone in ("audit.parts=[normalisation]", "audit.fix=rebuild"):
+        assert main(["audit", *words, alone]) == 2
+        assert "the model of plain has no normalisation with running statistics" in told.readouterr().err
+        assert not (tmp_path / "plain" / "audit").exists()
+    assert main(["audit", *words, *LENIENT]) == 0
+    assert report_of(tmp_path / "plain" / "audit").parts.keys() == {"normalisation", "calibration", "data", "tables"}
 
 
 def test_timelines_are_the_same_each_time_and_no_more_than_asked_for(run: tuple[Path, list[str]]) -> None:

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.audits.calibration import (
-    CalibrationConfig,
     CalibrationReport,
     ScoredRows,
     calibration,
     holm,
 )
+from stack.audits.calibration_config import CalibrationConfig
 from stack.audits.calibration_show import findings, html, tables
 from stack.audits.findings import Level
 from stack.base.errors import ConfigError

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stack.audits.config import Traffic
 from stack.audits.drivers import CANDIDATE, USER, _first, drivers
 from stack.audits.norm_stats import drift, norm_layers, seen_by
-from stack.audits.traffic import Traffic, weight_of
+from stack.audits.traffic import weight_of
 from tests.audits.test_norm_stats import batches
 from tests.audits.test_rebuild import learnt
 from tests.prepared import SCHEMA

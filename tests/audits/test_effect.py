@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from stack.audits.config import AuditConfig
-from stack.audits.effect import EVERYTHING, Effect, effects, quantile, stability_index
+from stack.audits.config import AuditConfig, Traffic
+from stack.audits.effect import EVERYTHING, Effect, effects, quantile, scored, stability_index
 from stack.audits.findings import Level
 from stack.audits.judge import findings_of
 from stack.audits.norm_stats import live_statistics, norm_layers, replaced
-from stack.audits.traffic import Traffic, weight_of
+from stack.audits.traffic import weight_of
 from stack.layers.norm import Norm
 from stack.model import UserModel
 from stack.tasks import TasksConfig
@@ -50,7 +50,7 @@ def of(found: list[Effect], task: str, name: str = EVERYTHING) -> Effect:
 def test_figures_are_those_of_the_model_scored_twice(model: UserModel) -> None:
     shown = batches(range(10))
     statistics = live_statistics(model, shown, LIVE)
-    found = effects(model, shown, LIVE, {"live": statistics})["live"]
+    found = effects(model, scored(model, shown, LIVE, {"live": statistics}))["live"]
     assert {one.task for one in found} == {"ctr", "rank", "follow"}, "a score each: not the tiers of `power`"
     scores: list[np.ndarray] = []
     for several in ({}, statistics):
@@ -77,13 +77,13 @@ def test_nothing_changes_where_the_statistics_are_those_learnt(model: UserModel)
                layer.statistics.running_var_D.double().numpy().copy())
         for name, layer in norm_layers(model).items()
     }  # fmt: skip
-    for one in effects(model, batches(range(4)), LIVE, {"same": same})["same"]:
+    for one in effects(model, scored(model, batches(range(4)), LIVE, {"same": same}))["same"]:
         assert (one.logit_mean, one.logit_rmse, one.logit_p99, one.psi) == (0.0, 0.0, 0.0, 0.0)
         assert one.learnt == one.live
 
 
 def test_slices_of_history_and_of_the_day_each_make_up_the_whole(model: UserModel) -> None:
-    found = effects(model, batches(range(6)), LIVE, {"none": {}})["none"]
+    found = effects(model, scored(model, batches(range(6)), LIVE, {"none": {}}))["none"]
     by_slice = {one.slice: one.num_examples for one in found if one.task == "ctr"}
     whole = by_slice.pop(EVERYTHING)
     assert sum(number for name, number in by_slice.items() if "UTC" in name) == whole
@@ -111,7 +111,7 @@ def test_scores_that_are_not_finite_are_counted_found_and_can_be_read_back(model
     layer = layers["ctr.head.activate.0"].statistics
     nan_D, one_D = np.full(len(layer.running_mean_D), np.nan), np.ones(len(layer.running_mean_D))
     with replaced(layers, {"ctr.head.activate.0": (nan_D, one_D)}):
-        found = effects(model, batches(range(3)), LIVE, {"same": {}})["same"]
+        found = effects(model, scored(model, batches(range(3)), LIVE, {"same": {}}))["same"]
     one = of(found, "ctr")
     assert one.num_not_finite == one.num_examples > 0
     assert (one.logit_rmse, one.psi, one.learnt.auc, one.live.log_loss) == (None, None, None, None)

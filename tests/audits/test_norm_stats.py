@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from stack.audits.config import Traffic
 from stack.audits.norm_stats import drift, live_statistics, norm_layers, replaced
-from stack.audits.traffic import Traffic, weight_of
+from stack.audits.traffic import weight_of
 from stack.data.batch import Batch, Examples
 from stack.layers.norm import BatchNorm, Norm
 from stack.model import UserModel

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from stack.audits.config import Traffic
 from stack.audits.effect import EVERYTHING, scored
 from stack.audits.norm_stats import live_statistics, norm_layers
 from stack.audits.rebuild import platt, rebuild
-from stack.audits.traffic import Traffic, weight_of
+from stack.audits.traffic import weight_of
 from stack.base.errors import DataError
 from stack.model import UserModel
 from stack.tasks import TasksConfig

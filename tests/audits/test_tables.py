@@ -18,13 +18,13 @@ from stack.audits.lookups import LookupCount, count_lookups
 from stack.audits.tables import (
     AuditedTable,
     TableReport,
-    TablesAuditConfig,
     TablesReport,
     audit_tables,
     audited_tables,
     growth_of,
     tables_report,
 )
+from stack.audits.tables_config import TablesAuditConfig
 from stack.audits.tables_show import findings, html, tables
 from stack.base.errors import ConfigError
 from stack.checkpoint.chain import chain_of

@@ -11,6 +11,7 @@ from stack.audits.config import AuditConfig
 from stack.audits.findings import Finding, Level
 from stack.audits.judge import Usual, layer_report
 from stack.audits.report import FORMAT_VERSION, AuditReport
+from stack.audits.sections import PartReport, Section, part_report
 from stack.audits.tables import TableReport, TablesReport
 from stack.audits.telemetry import audit_metrics
 from stack.ids.config import IdMode
@@ -20,13 +21,17 @@ from tests.audits.test_judge import NUM_CHANNELS, effect, layer, moments
 _FINDING = Finding(level=Level.warning, name="n", measured="m", allowed="a", remedy="r")
 
 
-def _report() -> AuditReport:
+def _report(**sections: Section) -> AuditReport:
+    findings = (_FINDING, replace(_FINDING, level=Level.critical), _FINDING)
+    parts = {"normalisation": PartReport(findings=findings)} | {
+        name: part_report(section) for name, section in sections.items()
+    }
     told, _ = layer_report(layer(moments(ratio=1.5, not_finite=2), broken=1), Usual(), AuditConfig(), logit_rmse=None)
     whole = effect(auc=(0.7, 0.72), calibration=(1.2, 1.0))
     return AuditReport(
         format_version=FORMAT_VERSION, run="demo", version=7, step=9, dataset="d", created="2026-11-28T12:00:00+00:00",
         code_version="c", days=("2026-11-27",), reference_days=(), traffic="live", num_timelines=5, steps_per_day=10.0,
-        rank_spread=None, level=Level.critical, findings=(_FINDING, replace(_FINDING, level=Level.critical), _FINDING),
+        rank_spread=None, parts=parts, level=Level.critical, findings=findings,
         layers=(told,), effects=(whole, replace(whole, slice="new users", logit_rmse=9.0)),
     )  # fmt: skip
 
@@ -64,12 +69,8 @@ def test_tables_and_findings_of_other_parts_are_told_where_they_are_given() -> N
         collision_share=0.25, collision_measured=True, num_lookups=10, num_distinct=5, missing_share=0.0,
         new_share=0.0, hottest=(0.1,), hottest_error=0.0, growth={}, norms=(),
     )  # fmt: skip
-    report = _report()
-    registry = audit_metrics(
-        report,
-        findings={"normalisation": report.findings, "tables": [_FINDING]},
-        tables=TablesReport(days=(), tables=(table, replace(table, name="brand", collision_share=None))),
-    )
+    tables = TablesReport(days=(), tables=(table, replace(table, name="brand", collision_share=None)))
+    registry = audit_metrics(_report(tables=Section(report=tables, findings=[_FINDING], tables=(), html="")))
     told = {
         name: registry.get_sample_value(f"stack_audit_table_{name}", {"table": "item"})
         for name in ("touched_ratio", "collision_ratio", "outlier_rows", "not_finite_rows")

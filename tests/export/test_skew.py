@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from stack.audits.findings import Level
+from stack.audits.skew_config import SkewConfig
 from stack.base.errors import ConfigError
 from stack.data.batch import Batch
 from stack.data.dataset import Dataset
@@ -22,7 +23,7 @@ from stack.export.moments import by_moment
 from stack.export.package import IdKind, Ids, read_manifest
 from stack.export.requests import Asker
 from stack.export.runner import Users
-from stack.export.skew import NO_MOMENT, NO_USER, NOBODY, OF_A_VECTOR, UNREADABLE, SkewConfig, SkewReport, cut, skew
+from stack.export.skew import NO_MOMENT, NO_USER, NOBODY, OF_A_VECTOR, UNREADABLE, SkewReport, cut, skew
 from stack.export.skew_features import Coder, codes_of, side_by_side
 from stack.export.skew_show import findings, html, tables
 from stack.serve.client import ask, running_server
