@@ -31,7 +31,7 @@ from stack.data.schema import Feature, Schema
 
 PROFILES = "profiles"
 _FORMAT_VERSION = 1
-_NOT_TARGETS = frozenset({"weight", "draw", "rate_uniform", "rate_popularity"})
+SAMPLING = frozenset({"weight", "draw", "rate_uniform", "rate_popularity"})
 """Labels that say how an example was sampled, not what came of it."""
 
 
@@ -146,7 +146,7 @@ class _Sums:
                 label_K = columns[label]
                 assert isinstance(label_K, np.ndarray)
                 self._add_numbers(f"{group.name}.{label}", label_K)
-                if label not in _NOT_TARGETS:
+                if label not in SAMPLING:
                     assert weight_K is None or isinstance(weight_K, np.ndarray)
                     sums = self._labels.setdefault(f"{group.name}.{label}", LabelSums(features=group.dense))
                     sums.add(label_K, dense_KF, weight_K)

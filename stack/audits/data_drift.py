@@ -18,7 +18,7 @@ import numpy as np
 
 from stack.audits.data_columns import IdFacts, LabelFacts, NumberFacts, share_unseen
 from stack.audits.data_config import DataAuditConfig
-from stack.audits.data_day import DayProfile, profile_of
+from stack.audits.data_day import SAMPLING, DayProfile, profile_of
 from stack.audits.data_report import ColumnReport, DataReport, Figure, Measure
 from stack.audits.data_sketch import Counts, jensen_shannon, total, wasserstein
 from stack.data.dataset import Dataset
@@ -154,8 +154,9 @@ class _Judge:
         stuck = numbers.least == numbers.most
         top_share = 1.0 if stuck else numbers.top_share
         yield self._constant(
-            name, top_share, tops, stuck=stuck, num_draws=min(num_draws, numbers.count), num_values=numbers.count
-        )
+            name, top_share, tops, stuck=stuck, num_draws=min(num_draws, numbers.count), num_values=numbers.count,
+            stops=name.rpartition(".")[2] not in SAMPLING,
+        )  # fmt: skip
         if earlier:
             apart, trend = _apart([one.distribution for one in earlier], numbers.distribution, numbers=True)
             yield self._distance(
@@ -217,16 +218,25 @@ class _Judge:
         )  # fmt: skip
 
     def _constant(
-        self, name: str, value: float, tops: Sequence[float], *, stuck: bool, num_draws: int, num_values: int
+        self,
+        name: str,
+        value: float,
+        tops: Sequence[float],
+        *,
+        stuck: bool,
+        num_draws: int,
+        num_values: int,
+        stops: bool = True,
     ) -> Figure:
         """`value`: the share of the commonest value. It stops nothing where it swings so far by itself that it may come
-        to 1, nor where values are few: all offers of a day may belong to one campaign."""
+        to 1, nor where values are few: all offers of a day may belong to one campaign; nor (not `stops`) where it tells
+        how the log was sampled, and no model reads it."""
         usual = _mean(tops)
         high = stop_high = None
         if stuck and usual is not None and self._enough and max(tops) < 1 and max(tops) ** num_draws < _CHANCE:
             high = max(tops)
             few = num_values < self._config.min_values
-            stop_high = None if few or usual + self._spread(tops) >= 1 else high
+            stop_high = None if few or not stops or usual + self._spread(tops) >= 1 else high
         return Figure(
             column=name, measure=Measure.constant, value=value, trend=tuple(tops), usual=usual, high=high,
             stop_high=stop_high,

@@ -28,6 +28,10 @@ _NOT_SHAPING = frozenset(
 )
 
 
+_AS_BEFORE = (("train.frozen_norms", False),)
+"""Options that came later than versions which know nothing of them, with the value that changes nothing."""
+
+
 def inputs_of(
     day: str, *, replayed: Sequence[str], dataset: Dataset, base: str, composed: str, seed: int, config: DailyConfig
 ) -> str:
@@ -63,7 +67,7 @@ def _options(composed: str) -> dict[str, object]:
     return {
         key: value
         for key, value in options_of(composed).items()
-        if key.split(".")[0] in _SHAPING_GROUPS and key not in left_out
+        if key.split(".")[0] in _SHAPING_GROUPS and key not in left_out and (key, value) not in _AS_BEFORE
     }
 
 

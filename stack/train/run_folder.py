@@ -47,6 +47,7 @@ _MAY_CHANGE = frozenset(
         "train.log_every_steps",
         "train.pipeline",
         "train.max_refused_batches",
+        "train.frozen_norms",
         "train.collective_timeout_seconds",
     }
 )
