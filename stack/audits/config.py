@@ -39,6 +39,8 @@ class AuditConfig:
     # what is looked at: normalisation, calibration, data, tables, skew, parity
     version: str | None = None
     # the version to audit, by its number or by the last day it was trained on; null is the newest
+    dataset: str | None = None
+    # folder of prepared data to take traffic from, with the same vocabularies as the run's; null is the run's own
     first_day: str | None = None
     # first day of traffic, YYYY-MM-DD; null is the first prepared day after those learnt, or else the last one learnt
     last_day: str | None = None
