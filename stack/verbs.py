@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 OF_THE_RUN = frozenset({"data", "ingest", "model", "tables", "ids", "tasks", "optim", "train"})
 """Groups that verbs on a trained run take from its folder, as it was trained."""
 ON_A_RUN = ("evaluate", "audit", "export")
+AUDIT = "audit"
+"""Folder of a run where its last audit is."""
 
 
 def launch(verb: str, arguments: Sequence[str]) -> None:
@@ -129,6 +131,8 @@ def _daily(job: Job) -> None:
         today=datetime.date.today().isoformat(),
         audit_data=job.audit_data,
     )
+    if job.daily.audit:
+        _audit(job)
     if job.daily.export:
         _export(job)
 
@@ -174,9 +178,9 @@ def _audit(job: Job) -> None:
     from stack.telemetry.textfile import write_textfile
     from stack.train.audited import VERB, audited_run
 
-    folder = Path(job.audit.out) if job.audit.out else job.run.folder / "audit"
+    folder = Path(job.audit.out) if job.audit.out else job.run.folder / AUDIT
     with run_of_job(job, verb="audit", version=job.audit.version) as (run, _):
-        audited = audited_run(run, config=job.audit, data=job.audit_data, folder=job.run.folder / "audit")
+        audited = audited_run(run, config=job.audit, data=job.audit_data, folder=job.run.folder / AUDIT)
         report = audit(audited, folder=folder, config=job.audit)
     if job.telemetry.enabled:
         textfiles = job.telemetry.textfile_folder(job.run.dir)
@@ -193,7 +197,7 @@ def _export(job: Job) -> None:
 
     with run_of_job(job, verb="export", version=job.export.version) as (run, _):
         folder = Path(job.export.out) if job.export.out else job.run.folder / "package"
-        export(trained_of(run), folder=folder, config=job.export)
+        export(trained_of(run), folder=folder, config=job.export, audit=job.run.folder / AUDIT)
 
 
 def _export_delta(job: Job) -> None:

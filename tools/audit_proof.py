@@ -1,5 +1,5 @@
-"""`python -m tools.audit_proof marketplace|complete_journey`: audits where the truth is known, by the commands that anyone
-would type. docs/audits.md has what came out.
+"""`python -m tools.audit_proof marketplace|complete_journey`: audits where the truth is known, by the commands that
+anyone would type. docs/audits.md has what came out.
 
 `marketplace`: a log that is whole, and the same log without most skipped impressions (`data.market.keep_skipped`), but
 for its last days. A model learns from each. The audit must find nothing wrong with the first, and stop the second; what

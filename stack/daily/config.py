@@ -58,6 +58,8 @@ class DailyConfig:
     # so is one whose losses (of training, or of the version before on this day) are so many times those of other days
     allow: list[Allow] = field(default_factory=list)
     # gap, out_of_order, future, quarantined
+    audit: bool = False
+    # audit the newest version at the end (`stack audit`); what is critical ends with status 2, before any export
     export: bool = False
     # a package at the end, as `stack export` makes it; of one process alone
 

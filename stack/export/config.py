@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from stack.base.errors import ConfigError
 from stack.export.package import GraphFormat
 from stack.export.quantize import RowType
+
+
+class AuditGate(Enum):
+    """What the last report of `stack audit` in the run's folder has to say."""
+
+    if_audited = "if_audited"
+    """Where it is of the version exported, its critical findings stop it."""
+    required = "required"
+    """There must be one of the version exported, without critical findings."""
+    ignored = "ignored"
+    """Nothing."""
+
+
+class Allow(Enum):
+    """What is exported all the same, on record: the package says so."""
+
+    critical_findings = "critical_findings"
 
 
 @dataclass(kw_only=True)
@@ -39,6 +57,10 @@ class ExportConfig:
     # days whose candidates can be retrieved, where a task retrieves (tasks.next_item)
     exact_up_to: int = 100_000
     # items up to which retrieval is exact; above, an HNSW graph
+    audit: AuditGate = AuditGate.if_audited
+    # whether an audit decides: if_audited, required, ignored
+    allow: list[Allow] = field(default_factory=list)
+    # critical_findings: export although the audit has some; they stand in the package's manifest
     sign_key: str | None = None
     # file of the key that signs the package (`stack.export.sign`); null: not signed
     delta_of: str | None = None

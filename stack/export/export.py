@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from stack.base.files import folder_aside, write_bytes
 from stack.base.version import code_version
 from stack.checkpoint.load import Checkpoint
 from stack.data.dataset import Dataset
+from stack.export.audited import audit_findings
 from stack.export.catalogue import retriever_of, write_index
 from stack.export.config import ExportConfig
 from stack.export.fields import fields_of
@@ -61,18 +62,21 @@ class Trained:
     ids: TrainedIds = field(default_factory=TrainedIds)
 
 
-def export(trained: Trained, *, folder: Path, config: ExportConfig) -> PackageManifest:
-    """Writes the package to `folder`, whole or not at all.
+def export(trained: Trained, *, folder: Path, config: ExportConfig, audit: Path | None = None) -> PackageManifest:
+    """Writes the package to `folder`, whole or not at all. `audit`: the folder of the run's audit (None: nobody asks).
 
-    Raises: `AuditError` naming layers that do not compute as they are served; `PackageError` where `folder` exists and
-    is not to be replaced, a table is not the run's, or the package differs from the model or loses too much by the type
-    of its rows.
+    Raises: `AuditError` where that audit stops it, or naming layers that do not compute as they are served;
+    `PackageError` where `folder` exists and is not to be replaced, a table is not the run's, or the package differs
+    from the model or loses too much by the type of its rows.
     """
     refuse_name(trained.name, what="run")
     if folder.exists() and not config.overwrite:
         raise PackageError(f"{folder} exists: packages are not changed; set export.overwrite=true to replace it whole")
     if config.sign_key is not None:
         sign(b"", Path(config.sign_key))  # minutes pass before the package can be signed
+    audited = () if audit is None else audit_findings(
+        audit, run=trained.name, version=trained.checkpoint.manifest.version, config=config
+    )  # fmt: skip
     trained.model.eval()
     refuse_modes(trained.model, what="export")
     checkpoint, schema = trained.checkpoint, trained.dataset.schema
@@ -93,6 +97,7 @@ def export(trained: Trained, *, folder: Path, config: ExportConfig) -> PackageMa
             dataset=trained.dataset, tables=tables, config=config,
         )  # fmt: skip
         judged = judge(trial)
+        judged = replace(judged, findings=(*audited, *judged.findings))
         retrieval = _write_index(trained, trial, judged, aside)
         _write_found(aside, judged)
         manifest = msgspec.structs.replace(
