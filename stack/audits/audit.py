@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import webbrowser
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -81,6 +82,8 @@ def audit(audited: Audited, *, folder: Path, config: AuditConfig) -> AuditReport
     write_bytes(folder / PAGE, page(report, [one.html for one in looked.sections.values()]).encode())
     _tell(looked)
     say(f"wrote {folder / REPORT} and {folder / PAGE}")
+    if config.show and not webbrowser.open((folder / PAGE).absolute().as_uri()):
+        say(f"no browser was found: open {folder / PAGE} in one")
     return report
 
 

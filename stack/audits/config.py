@@ -92,6 +92,8 @@ class AuditConfig:
     # file or folder of requests that a server recorded, for the part skew
     package: str | None = None
     # folder of the package that answered them, for the parts skew and parity
+    show: bool = False
+    # open the page in a browser at the end
     out: str | None = None
     # folder to write the report to; null is `audit` in the run's folder
 

@@ -59,9 +59,10 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
     """Of one task on one slice; figures are None where `num_not_finite` scores are no numbers.
 
-    `logit_*`: of the change from learnt to live statistics, its mean, root mean square, and the 99th percentile of its
-    size. `psi`: population stability index of the scores over `NUM_BINS` bins. `auc_cost`: AUC with live statistics
-    less that with learnt ones; `log_loss_cost`: log loss with learnt ones over that with live ones, less 1.
+    `observed_rate`: share of positives, of what the rows stand for; None for scores that are no log-odds. `logit_*`: of
+    the change from learnt to live statistics, its mean, root mean square, and the 99th percentile of its size. `psi`:
+    population stability index of the scores over `NUM_BINS` bins. `auc_cost`: AUC with live statistics less that with
+    learnt ones; `log_loss_cost`: log loss with learnt ones over that with live ones, less 1.
     """
 
     task: str
@@ -69,6 +70,7 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
     num_examples: int
     num_positives: int
     num_not_finite: int
+    observed_rate: float | None
     logit_mean: float | None
     logit_rmse: float | None
     logit_p99: float | None
@@ -184,7 +186,8 @@ def _effect(task: str, name: str, rows: Rows, chosen_E: NDArray[np.bool_], *, is
     }  # fmt: skip
     if counts["num_not_finite"]:
         return Effect(
-            task=task, slice=name, **counts, logit_mean=None, logit_rmse=None, logit_p99=None, psi=None, auc_cost=None,
+            task=task, slice=name, **counts, observed_rate=None, logit_mean=None, logit_rmse=None, logit_p99=None,
+            psi=None, auc_cost=None,
             log_loss_cost=None, learnt=_NOTHING, live=_NOTHING,
         )  # fmt: skip
     change_E = live_E - learnt_E
@@ -198,6 +201,7 @@ def _effect(task: str, name: str, rows: Rows, chosen_E: NDArray[np.bool_], *, is
         log_loss_cost = Cost(value=share, error=log_loss_share_error(learnt_E, live_E, *of))
     return Effect(
         task=task, slice=name, **counts,
+        observed_rate=float(np.average(rows.label_E[chosen_E], weights=weight_E)) if is_logit else None,
         logit_mean=float(np.average(change_E, weights=weight_E)),
         logit_rmse=float(np.sqrt(np.average(change_E**2, weights=weight_E))),
         logit_p99=quantile(np.abs(change_E), weight_E, 0.99), psi=stability_index(learnt_E, live_E, weight_E),

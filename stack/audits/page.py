@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from stack.audits.effect import EVERYTHING, Effect
 from stack.audits.findings import Finding, Level
 from stack.audits.page_norm import normalisation
 from stack.audits.report import AuditReport
@@ -26,6 +27,7 @@ def page(report: AuditReport, sections: Sequence[str] = ()) -> str:
         f'<p class="verdict {report.level.value}">{_VERDICT[report.level]}</p>',
         f"<p>Audited on {escape(report.traffic)} traffic of {escape(_span(report.days))}: {report.num_timelines:,} "
         f"timelines of {escape(report.dataset)}. {escape(report.created)}, code {escape(report.code_version)}.</p>",
+        *map(_plainly, (one for one in report.effects if one.slice == EVERYTHING)),
         *map(_finding, report.findings),
         normalisation(report) if report.effects else "",
         *sections,
@@ -35,6 +37,25 @@ def page(report: AuditReport, sections: Sequence[str] = ()) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Audit of {escape(report.run)}, version {report.version}</title><style>{_STYLE}</style></head>"
         f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _plainly(effect: Effect) -> str:
+    """What a task's scores are worth, in a sentence that needs no statistics."""
+    said = []
+    learnt, num_live = effect.learnt, effect.num_examples
+    if effect.observed_rate is not None and learnt.predicted_over_observed is not None:
+        observed = 1000 * effect.observed_rate
+        said.append(
+            f"of every 1,000 candidates, people took {observed:.3g}, and the model expected "
+            f"{observed * learnt.predicted_over_observed:.3g}"
+        )
+    if learnt.auc is not None:
+        said.append(
+            f"of one that was taken and one that was not, it put the right one first {learnt.auc:.1%} of the time"
+        )
+    return (
+        f"<p><b>{escape(effect.task)}</b>: {'; '.join(said)} ({num_live:,} candidates looked at).</p>" if said else ""
     )
 
 

@@ -110,7 +110,8 @@ def effect(
     )  # fmt: skip
     return Effect(
         task="ctr", slice=EVERYTHING, num_examples=100_000, num_positives=positives, num_not_finite=0,
-        logit_mean=0.0, logit_rmse=0.2, logit_p99=1.0, psi=0.1, auc_cost=Cost(value=auc[1] - auc[0], error=error),
+        observed_rate=0.1, logit_mean=0.0, logit_rmse=0.2, logit_p99=1.0, psi=0.1,
+        auc_cost=Cost(value=auc[1] - auc[0], error=error),
         log_loss_cost=Cost(value=log_loss[0] / log_loss[1] - 1, error=error), learnt=learnt,
         live=live,
     )  # fmt: skip
