@@ -192,11 +192,8 @@ class _Measure:
         drawn = float((negative_E**2).sum())
         expected = float((observed_E * self._weight_negative_E[chosen_E]) @ (probability_E * missed_E))
         most = max(float(predicted_E.sum()), float(observed_E.sum()))
-        return (
-            max(between, self._weight * float(predicted_E @ missed_E**2) + max(drawn, expected)) / most
-            if most
-            else self._weight
-        )
+        variance = max(between, self._weight * float(predicted_E @ missed_E**2) + max(drawn, expected))
+        return variance / most if variance > 0 else self._weight  # none where all is certain, and came true
 
 
 def _mean(value_E: Floats, weight_E: Floats) -> float:

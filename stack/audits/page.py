@@ -43,7 +43,7 @@ def page(report: AuditReport, sections: Sequence[str] = ()) -> str:
 def _plainly(effect: Effect) -> str:
     """What a task's scores are worth, in a sentence that needs no statistics."""
     said = []
-    learnt, num_live = effect.learnt, effect.num_examples
+    learnt, looked_at = effect.learnt, f"{effect.num_examples:,} candidates looked at, {effect.num_positives:,} taken"
     if effect.observed_rate is not None and learnt.predicted_over_observed is not None:
         observed = 1000 * effect.observed_rate
         said.append(
@@ -54,9 +54,7 @@ def _plainly(effect: Effect) -> str:
         said.append(
             f"of one that was taken and one that was not, it put the right one first {learnt.auc:.1%} of the time"
         )
-    return (
-        f"<p><b>{escape(effect.task)}</b>: {'; '.join(said)} ({num_live:,} candidates looked at).</p>" if said else ""
-    )
+    return f"<p><b>{escape(effect.task)}</b>: {'; '.join(said)} ({looked_at}).</p>" if said else ""
 
 
 def _finding(finding: Finding) -> str:

@@ -17,7 +17,7 @@ DRIFT_CLASS = {Drift.none: "ok", Drift.off: "warning", Drift.far: "critical"}
 _STRIP_DEVIATIONS = 1.5
 """Shown to either side; channels beyond stand at the edge."""
 _NUM_DENSITIES = 4
-_WIDTH, _HEIGHT = 300, 46
+_WIDTH, _HEIGHT = 300, 48
 
 
 def normalisation(report: AuditReport) -> str:
@@ -121,10 +121,10 @@ def _strip(layer: LayerReport) -> str:
     left, right = x(-layer.allowed_shift), x(layer.allowed_shift)
     return (
         f'<svg class="strip" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="shifts of the channels">'
-        f'<rect x="{left:.1f}" y="0" width="{right - left:.1f}" height="{_HEIGHT - 8}"/>'
-        f'<line x1="{_WIDTH / 2}" x2="{_WIDTH / 2}" y1="0" y2="{_HEIGHT - 8}"/>{dots}'
-        f'<text x="0" y="{_HEIGHT}">-{_STRIP_DEVIATIONS}</text>'
-        f'<text x="{_WIDTH}" y="{_HEIGHT}" text-anchor="end">+{_STRIP_DEVIATIONS}</text></svg>'
+        f'<rect x="{left:.1f}" y="0" width="{right - left:.1f}" height="{_HEIGHT - 10}"/>'
+        f'<line x1="{_WIDTH / 2}" x2="{_WIDTH / 2}" y1="0" y2="{_HEIGHT - 10}"/>{dots}'
+        f'<text x="0" y="{_HEIGHT - 1}">-{_STRIP_DEVIATIONS}</text>'
+        f'<text x="{_WIDTH}" y="{_HEIGHT - 1}" text-anchor="end">+{_STRIP_DEVIATIONS}</text></svg>'
     )
 
 

@@ -34,6 +34,8 @@ from stack.tasks.metrics import sigmoid
 
 _MOST_STEPS = 50
 _CLOSE = 1e-10
+_PRIOR = 1e-3
+"""Of a row's weight: how strongly a scale is held to 1, so that labels which scores tell perfectly have a finite one."""
 
 
 class Repair(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,16 +80,19 @@ def platt(
     inputs_E2 = np.stack([score_E, np.ones_like(score_E)], axis=1)
     free_2 = np.array([scaled, True])
     weight_E = weight_E / weight_E.sum()
+    prior_22 = np.diag([_PRIOR / len(weight_E), 0.0])
+    as_it_is_2 = np.array([1.0, 0.0])
 
     def loss(at_2: Floats) -> float:
         logit_E = inputs_E2 @ at_2 + offset_E
-        return float(weight_E @ (np.logaddexp(0.0, logit_E) - label_E * logit_E))
+        held = float((at_2 - as_it_is_2) @ prior_22 @ (at_2 - as_it_is_2)) / 2
+        return float(weight_E @ (np.logaddexp(0.0, logit_E) - label_E * logit_E)) + held
 
-    found_2 = np.array([1.0, 0.0])
+    found_2 = as_it_is_2
     for _ in range(_MOST_STEPS):
         probability_E = sigmoid(inputs_E2 @ found_2 + offset_E)
-        gradient_2 = inputs_E2.T @ (weight_E * (probability_E - label_E))
-        curvature_22 = (inputs_E2.T * (weight_E * probability_E * (1 - probability_E))) @ inputs_E2
+        gradient_2 = inputs_E2.T @ (weight_E * (probability_E - label_E)) + prior_22 @ (found_2 - as_it_is_2)
+        curvature_22 = (inputs_E2.T * (weight_E * probability_E * (1 - probability_E))) @ inputs_E2 + prior_22
         step_2 = np.zeros(2)
         step_2[free_2] = np.linalg.lstsq(curvature_22[np.ix_(free_2, free_2)], gradient_2[free_2], rcond=None)[0]
         before, share = loss(found_2), 1.0

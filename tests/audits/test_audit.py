@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,7 @@ from stack.__main__ import main
 from stack.audits.audit import Timelines
 from stack.audits.findings import Level
 from stack.audits.report import REPORT, AuditReport
+from stack.checkpoint.chain import chain_of
 from stack.data.dataset import Dataset
 from tests.prepared import write_prepared
 
@@ -89,9 +91,58 @@ def test_a_critical_finding_is_an_exit_status_and_the_report_is_there_all_the_sa
     assert report.level is report.findings[0].level is Level.critical
 
 
+def test_a_repair_is_a_new_version_that_says_what_it_is_and_is_audited_as_it_was_promised(
+    run: tuple[Path, list[str]], tmp_path: Path, told: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = run
+    copied = tmp_path / "small"
+    shutil.copytree(folder, copied)
+    own = [f"run.dir={tmp_path}", "run.name=small"]
+    days = Dataset(folder.parent / "prepared").days()
+    asked = [*LENIENT, f"audit.first_day={days[1]}", f"audit.last_day={days[2]}"]
+    before = chain_of(copied / "checkpoints").newest_number()
+    assert main(["audit", *own, *asked, "--fix", "rebuild"]) == 0
+    out = told.readouterr().out
+    report = report_of(copied / "audit")
+    assert report.repaired is not None
+    assert (report.repaired.of, report.version) == (before, before + 1)
+    assert f"wrote version {before + 1}: version {before} with statistics of live traffic of {days[0]}, cal" in out
+    assert f"Version {before} before and after the repair" in out
+    repairs = {one.task: one for one in report.repaired.tasks}
+    assert repairs["ctr"].scale is not None
+    assert repairs["ctr"].after.predicted_over_observed == pytest.approx(1, abs=0.3)
+    again = [*own, *asked, f"audit.out={tmp_path / 'again'}"]
+    assert main(["audit", *again]) == 0
+    second = report_of(tmp_path / "again")
+    assert second.version == before + 1
+    assert second.effects == report.effects, "what was written is what was measured"
+    assert second.level is not Level.critical
+    chain = chain_of(copied / "checkpoints")
+    lineage = chain.manifest(before + 1).lineage
+    assert (lineage.verb, lineage.repairs) == ("audit", chain.manifest(before).link)
+    assert lineage.how == f"statistics of live traffic of {days[0]}, calibrated on {days[1]} to {days[2]}"
+    told.readouterr()
+    assert main(["checkpoint", "list", *own]) == 0
+    assert f"mends {before}" in told.readouterr().out
+    for options, text in (
+        ([f"audit.version={before}"], f"version {before} is not the newest of"),
+        (["audit.parts=[tables]"], "audit.fix=rebuild mends the normalisation: have it in audit.parts"),
+    ):
+        assert main(["audit", *again, "--fix=rebuild", *options]) == 2
+        assert text in told.readouterr().err
+    assert chain.newest_number() == before + 1
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        (["audit.parts=[]"], "audit.parts is empty: choose of normalisation, calibration, data, tables, skew, parity"),
+        (["audit.parts=[skew]"], "audit.parts has skew, which needs audit.skew_log=FILE and audit.package=FOLDER"),
+        (["audit.parts=[parity]"], "audit.parts has parity, which needs audit.package=FOLDER"),
+        (["audit.parts=[looks]"], "audit.parts"),
+        (["--fix"], "audit.fix"),
+        (["--fix", "all"], "audit.fix"),
+        (["audit.dataset=/nowhere"], "/nowhere"),
         (["audit.first_day=2031-01-01"], "has no day from audit.first_day=2031-01-01 to audit.last_day=2031-01-01: it"),
         (["audit.first_day=soon"], "audit.first_day=soon is no day: write it as 2017-11-20"),
         (["audit.timelines=0"], "audit.timelines=0 must be at least 1"),

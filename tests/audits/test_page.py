@@ -74,7 +74,8 @@ def test_the_page_says_what_the_report_says_and_loads_nothing() -> None:
     for said in (
         "demo, version 3", "May be released: what is off stops nothing on these days.", "ctr is off",
         "Measured: 0.4 > 0.1.", "ctr : of every 1,000 candidates, people took 100, and the model expected 102; of one",
-        "put the right one first 70.0% of the time (100,000 candidates looked at).", "a day of training has 21",
+        "put the right one first 70.0% of the time (100,000 candidates looked at, 10,000 taken).",
+        "a day of training has 21",
         "At the last save, the processes that trained it had statistics 0 deviations apart.",
         "What to do: look & see.", "1.02 → 1.9", "ctr.head.1", "power.head.1", "no history", "0.4 ± 0.001 deviations",
         "the last 20 batches or so, of 9", "20 that learnt what is not finite", "variance 0.30 times",

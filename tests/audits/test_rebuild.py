@@ -62,6 +62,12 @@ def test_scores_that_are_not_scaled_are_shifted_to_the_observed_rate() -> None:
     assert (1 / (1 + np.exp(-score_E - shift))).mean() == pytest.approx(0.25)
 
 
+def test_labels_that_scores_tell_perfectly_have_a_finite_calibration() -> None:
+    scale, shift = platt(np.array([-1.0, -2.0, 1.0, 2.0]), np.zeros(4), np.array([0.0, 0.0, 1.0, 1.0]), np.ones(4))
+    assert 1 < scale < 30
+    assert abs(shift) < 1
+
+
 def test_labels_of_one_kind_cannot_be_calibrated_on() -> None:
     with pytest.raises(ValueError, match="labels of one kind"):
         platt(np.arange(3.0), np.zeros(3), np.ones(3), np.ones(3))
