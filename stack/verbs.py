@@ -179,7 +179,7 @@ def _audit(job: Job) -> None:
     from stack.train.audited import VERB, audited_run
 
     folder = Path(job.audit.out) if job.audit.out else job.run.folder / AUDIT
-    with run_of_job(job, verb="audit", version=job.audit.version) as (run, _):
+    with run_of_job(job, verb="audit", version=job.audit.version, dataset=job.audit.dataset) as (run, _):
         audited = audited_run(run, config=job.audit, data=job.audit_data, folder=job.run.folder / AUDIT)
         report = audit(audited, folder=folder, config=job.audit)
     if job.telemetry.enabled:
@@ -281,8 +281,11 @@ ACTIONS: Mapping[str, Callable[[Job], None]] = {
 
 
 @contextmanager
-def run_of_job(job: Job, *, verb: str, version: str | None) -> Iterator[tuple[TrainedRun, torch.device]]:
-    """The run of `job.run`, configured as it was trained; `version` None is its newest."""
+def run_of_job(
+    job: Job, *, verb: str, version: str | None, dataset: str | None = None
+) -> Iterator[tuple[TrainedRun, torch.device]]:
+    """The run of `job.run`, configured as it was trained; `version` None is its newest, `dataset` None the data that it
+    was trained on."""
     from stack.train.run_folder import saved_configuration
     from stack.train.trained import open_run
 
@@ -292,7 +295,8 @@ def run_of_job(job: Job, *, verb: str, version: str | None) -> Iterator[tuple[Tr
     saved.checkpoint = replace(job.checkpoint, store=job.checkpoint.store or saved.checkpoint.store)
     device = own_device()
     with process_group(device=device):
-        yield open_run(setup_of(saved), version=version, device=device), device
+        data = None if dataset is None else Path(dataset)
+        yield open_run(setup_of(saved), version=version, device=device, dataset=data), device
 
 
 def _refuse_several_processes(verb: str) -> None:

@@ -40,7 +40,8 @@ class AuditConfig:
     version: str | None = None
     # the version to audit, by its number or by the last day it was trained on; null is the newest
     dataset: str | None = None
-    # folder of prepared data to take traffic from, with the same vocabularies as the run's; null is the run's own
+    # folder of prepared data to take traffic from, also if ingested apart: rows go where their ids are there; null is
+    # the run's own
     first_day: str | None = None
     # first day of traffic, YYYY-MM-DD; null is the first prepared day after those learnt, or else the last one learnt
     last_day: str | None = None
@@ -104,6 +105,10 @@ class AuditConfig:
             raise ConfigError("audit.parts has skew, which needs audit.skew_log=FILE and audit.package=FOLDER")
         if Part.parity in self.parts and self.package is None:
             raise ConfigError("audit.parts has parity, which needs audit.package=FOLDER")
+        if self.fix is Fix.rebuild and self.dataset is not None:
+            raise ConfigError(
+                f"audit.dataset={self.dataset} is for looking: a repair (audit.fix) needs the run's own data"
+            )
         if self.fix is Fix.rebuild and Part.normalisation not in self.parts:
             raise ConfigError("audit.fix=rebuild mends the normalisation: have it in audit.parts")
         for name in ("timelines", "timelines_per_batch", "reference_timelines", "fix_timelines"):

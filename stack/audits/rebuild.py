@@ -35,7 +35,7 @@ from stack.tasks.metrics import sigmoid
 _MOST_STEPS = 50
 _CLOSE = 1e-10
 _PRIOR = 1e-3
-"""Of a row's weight: how strongly a scale is held to 1, so that labels which scores tell perfectly have a finite one."""
+"""Of a row's weight: how strongly a scale is held to 1, so that it is finite where scores tell labels perfectly."""
 
 
 class Repair(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,6 @@ from stack.audits.tables import tables_report
 from stack.audits.timelines import Timelines
 from stack.checkpoint.chain import chain_of
 from stack.checkpoint.restore import repaired
-from stack.data.dataset import Dataset
 from stack.export import parity_report, skew_show
 from stack.export.export import Trained
 from stack.export.skew import skew
@@ -23,21 +22,14 @@ from stack.export.tables import trained_ids
 from stack.tables.shard import dense_tensors
 from stack.train.id_state import id_maps
 from stack.train.norm_spread import RANK_SPREAD
-from stack.train.restore import check_vocabularies
 from stack.train.trained import TrainedRun
 
 VERB = "audit"
 
 
 def audited_run(run: TrainedRun, *, config: AuditConfig, data: DataAuditConfig, folder: Path) -> Audited:
-    """`folder`: where profiles of days are kept.
-
-    Raises: `DataError`, `CheckpointError` where `audit.dataset` cannot be read, or has other vocabularies than the run.
-    """
-    manifest, dataset = run.checkpoint.manifest, run.dataset
-    if config.dataset is not None:
-        dataset = Dataset(Path(config.dataset))
-        check_vocabularies(run.checkpoint, dataset)
+    """`folder`: where profiles of days are kept."""
+    manifest = run.checkpoint.manifest
 
     def publish(how: str) -> int:
         chain, dense = chain_of(run.place, for_writing=True), dense_tensors(run.model)
@@ -48,10 +40,10 @@ def audited_run(run: TrainedRun, *, config: AuditConfig, data: DataAuditConfig, 
         version=manifest.version,
         step=run.step,
         model=run.user_model,
-        dataset=dataset,
+        dataset=run.dataset,
         training_days=run.days,
         rank_spread=manifest.metrics.get(RANK_SPREAD),
-        sections=_sections(run, dataset, config=config, data=data, folder=folder),
+        sections=_sections(run, config=config, data=data, folder=folder),
         publish=publish,
     )
 
@@ -64,12 +56,10 @@ def trained_of(run: TrainedRun) -> Trained:
     )  # fmt: skip
 
 
-def _sections(
-    run: TrainedRun, dataset: Dataset, *, config: AuditConfig, data: DataAuditConfig, folder: Path
-) -> Sections:
+def _sections(run: TrainedRun, *, config: AuditConfig, data: DataAuditConfig, folder: Path) -> Sections:
     def of_data(days: tuple[str, ...]) -> Section:
         learnt = [day for day in run.days if day not in days]
-        found = [data_report(dataset, day, config=data, folder=folder, learnt=learnt) for day in days]
+        found = [data_report(run.dataset, day, config=data, folder=folder, learnt=learnt) for day in days]
         return Section(
             report=DaysReport(days=tuple(found)),
             findings=[finding for one in found for finding in data_findings.findings(one, data)],
@@ -80,9 +70,9 @@ def _sections(
     def of_tables(days: tuple[str, ...]) -> Section:
         entries = run.checkpoint.manifest.tables
         report = tables_report(
-            {name: entry.num_rows for name, entry in entries.items()}, run.checkpoint.table_parts, dataset=dataset,
+            {name: entry.num_rows for name, entry in entries.items()}, run.checkpoint.table_parts, dataset=run.dataset,
             places=run.user_model.places, maps=id_maps(run.model), last_day=run.days[-1],
-            batches=Timelines.of(dataset, days, config.timelines, config), days=days, config=config.tables,
+            batches=Timelines.of(run.dataset, days, config.timelines, config), days=days, config=config.tables,
         )  # fmt: skip
         return Section(
             report=report, findings=tables_show.findings(report, config.tables), tables=tables_show.tables(report),

@@ -238,7 +238,8 @@ def build_loop(
         seed=setup.run.seed,
         dense={group.name: group.dense for group in dataset.schema.groups},
     )
-    tables = places_of(setup.model, setup.tasks, dataset.schema).tables()
+    places = places_of(setup.model, setup.tasks, dataset.schema)
+    vocabularies = {*places.tables(), *(feature.table for feature in places.property)}
     sizes = {name: spec.num_rows for _, part in tables_in(model) for name, spec in part.specs.items()}
     tell_data(telemetry.metrics, dataset, days=stretch.days, num_rows=sizes)
     chain = chain_of(setup.chain_place)
@@ -257,7 +258,7 @@ def build_loop(
         model=model,
         optimizer=optimizer,
         touched=touched,
-        context=context_of(dataset, days=stretch.learnt, tables=tables, composed=setup.composed),
+        context=context_of(dataset, days=stretch.learnt, vocabularies=sorted(vocabularies), composed=setup.composed),
         lineage=stretch.lineage,
         first_step=start.first_step,
         metrics=stretch.metrics,

@@ -28,7 +28,7 @@ from stack.telemetry.console import say
 from stack.towers.behavior import PropertyEncoder
 from stack.train.id_state import id_maps
 from stack.train.optim import restore_optimizer_state
-from stack.train.vocabularies import vocabulary_digests
+from stack.train.vocabularies import other_vocabularies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,11 @@ class _TableChanges:
             changes.take(Change.lost_table, f"the model has no table '{table}', {name} has", "its rows are left behind")
         self.other_rows = _other_vocabularies(checkpoint, dataset) - self.new
         self.fewer_rows: set[str] = set()
+        for table in sorted(self.other_rows - set(saved)):
+            raise CheckpointError(
+                f"vocabulary {table!r} is not the one that {name} was trained with, and the user tower holds its rows, "
+                "which stay where they are: use the data it was trained on"
+            )
         for table in sorted(self.other_rows):
             changes.take(
                 Change.vocabulary,
@@ -163,8 +168,7 @@ def check_vocabularies(checkpoint: Checkpoint, dataset: Dataset) -> None:
 
 def _other_vocabularies(checkpoint: Checkpoint, dataset: Dataset) -> set[str]:
     saved = checkpoint.manifest.context
-    now = vocabulary_digests(dataset, saved.vocabulary_digests, last_day=saved.data_days[-1])
-    return {table for table, digest in saved.vocabulary_digests.items() if now[table] != digest}
+    return other_vocabularies(dataset, saved.vocabulary_digests, last_day=saved.data_days[-1])
 
 
 def _place_managed(shard: TableShard, checkpoint: Checkpoint, move: Moved) -> None:

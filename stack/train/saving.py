@@ -117,12 +117,12 @@ def crew(*, patience_seconds: float) -> Crew:
     )
 
 
-def context_of(dataset: Dataset, *, days: Sequence[str], tables: Sequence[str], composed: str) -> Context:
+def context_of(dataset: Dataset, *, days: Sequence[str], vocabularies: Sequence[str], composed: str) -> Context:
     """What the numbers of a checkpoint belong to."""
     return Context(
         schema=dataset.schema,
         config_digest=hashlib.sha256(composed.encode()).hexdigest(),
         data_days=tuple(days),
-        vocabulary_digests=vocabulary_digests(dataset, tables, last_day=days[-1]),
+        vocabulary_digests=vocabulary_digests(dataset, vocabularies, last_day=days[-1]),
         code_version=code_version(),
     )

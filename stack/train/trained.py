@@ -9,6 +9,7 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from stack.checkpoint.chain import chain_of
+from stack.checkpoint.config import Change
 from stack.checkpoint.load import Checkpoint, open_version
 from stack.data.dataset import Dataset
 from stack.model import UserModel
@@ -39,24 +40,27 @@ class TrainedRun:
         return self.checkpoint.manifest.step
 
 
-def open_run(setup: Setup, *, version: str | None, device: torch.device) -> TrainedRun:
+def open_run(setup: Setup, *, version: str | None, device: torch.device, dataset: Path | None = None) -> TrainedRun:
     """The run that `setup` describes, at a version (`Chain.finished`; None: the newest). Needs a process group.
 
-    Raises: `CheckpointError` where there is no such version, or the data are not those it was trained on.
+    `dataset`: data to use it on that may have been ingested apart from those it was trained on: rows go where their ids
+    are there. Raises: `CheckpointError` where there is no such version, or the data are not those it was trained on.
     """
     chain = chain_of(setup.chain_place)
     checkpoint = open_version(chain, chain.finished(version))
     if setup.checkpoint.verify:
         checkpoint.verify()
-    dataset = Dataset(setup.dataset)
-    check_vocabularies(checkpoint, dataset)
+    data = Dataset(dataset or setup.dataset)
+    if dataset is None:
+        check_vocabularies(checkpoint, data)
     alone = replace(setup, tables=replace(setup.tables, planner=Planner.fixed, plan=None))  # its plan was for training
     last_day = checkpoint.manifest.context.data_days[-1]
-    model = build_sharded_model(alone, dataset, last_day=last_day, device=device).eval()
-    restore_model(model, checkpoint, dataset=dataset)
+    model = build_sharded_model(alone, data, last_day=last_day, device=device).eval()
+    moves = () if dataset is None else (Change.vocabulary, Change.fewer_rows)
+    restore_model(model, checkpoint, dataset=data, allow=moves)
     user_model = dense_module(model)
     assert isinstance(user_model, UserModel)
     return TrainedRun(
         name=setup.run.name, place=setup.chain_place, model=model, user_model=user_model, checkpoint=checkpoint,
-        dataset=dataset,
+        dataset=data,
     )  # fmt: skip

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stack.base.errors import CheckpointError, ConfigError
@@ -133,6 +135,14 @@ def test_a_checkpoint_of_other_vocabularies_is_refused(prepared: Path, tmp_path:
     shutil.copytree(prepared, data)
     run = Run(dataset=str(data), runs=str(tmp_path), name="r", train={"max_steps": 2})
     train(setup_of(run))
-    (data / "vocab" / "brand" / "2016-07-19.parquet").write_bytes(b"other ids")
-    with pytest.raises(CheckpointError, match=r"'brand' is not the one that version 1 of .* was trained with"):
-        train(setup_of(run))
+    for table, text in (
+        ("brand", r"'brand' is not the one that version 1 of .* was trained with"),
+        ("type", r"'type' is not the one that version 1 of .*, and the user tower holds its rows, which stay where"),
+    ):
+        (file,) = (data / "vocab" / table).glob("*.parquet")
+        before, ids = file.read_bytes(), pq.read_table(file)
+        swapped = pa.array([2, 1, *range(3, len(ids) + 1)], ids.schema.field("row").type)
+        pq.write_table(ids.set_column(ids.schema.get_field_index("row"), "row", swapped), file)
+        with pytest.raises(CheckpointError, match=text):
+            train(setup_of(run))
+        file.write_bytes(before)
