@@ -197,9 +197,9 @@ def test_a_version_that_another_job_commits_while_a_day_is_restored_is_noticed_b
     assert finished(run)[-1].lineage.day == DAYS[5]
 
 
-def test_options_must_be_those_of_the_run(learnt: Run) -> None:
+def test_options_must_be_those_of_the_run(learnt: Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"was started with model\.dropout=0\.2, now it is 0\.3"):
-        learn_days(replace(learnt, dropout=0.3), DAYS[5])
+        learn_days(replace(copy_of(learnt, tmp_path), dropout=0.3), DAYS[5])
 
 
 def test_a_stop_in_a_day_saves_and_the_same_words_go_on(

@@ -296,10 +296,14 @@ def test_a_killed_worker_takes_nothing_with_it_but_what_it_had_and_comes_back_wa
     victim, other = workers(server)
     with Asking(server, num_threads=4) as asking:
         time.sleep(0.3)
-        before = asking.num_answers
+        supervisor = psutil.Process(server.process.pid)
+        supervisor.suspend()  # so that nobody is in the victim's place before the other has answered
         victim.send_signal(signal.SIGKILL)
+        before = asking.num_answers
         wait_for(lambda: asking.num_answers > before + 20)
-        assert num_alive(server) == 1, "the victim is back before the other has answered: nothing is shown"
+        assert victim.status() == psutil.STATUS_ZOMBIE
+        assert workers(server) == [victim, other]
+        supervisor.resume()
         wait_for(lambda: num_alive(server) == 2 and not victim.is_running())
         time.sleep(0.3)
     assert all(isinstance(one, httpx.TransportError) for one in asking.failures)
