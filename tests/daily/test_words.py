@@ -58,4 +58,4 @@ def test_help_teaches_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert shown.startswith("stack daily day=YYYY-MM-DD")
     assert "stack daily --from 2024-03-01 --to 2024-03-29" in shown
-    assert "max_volume_ratio: 10.0" in shown
+    assert "max_volume_ratio: 5.0" in shown
