@@ -7,6 +7,8 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stack.__main__ import main
@@ -89,6 +91,32 @@ def test_a_critical_finding_is_an_exit_status_and_the_report_is_there_all_the_sa
     assert "is not given what its layers have learnt" in error
     report = report_of(tmp_path)
     assert report.level is report.findings[0].level is Level.critical
+
+
+def test_traffic_of_other_data_is_read_with_the_rows_that_ids_have_there(
+    run: tuple[Path, list[str]], tmp_path: Path, told: pytest.CaptureFixture[str]
+) -> None:
+    """The same days under a vocabulary in which two items have each other's rows."""
+    folder, words = run
+    data = tmp_path / "apart"
+    shutil.copytree(folder.parent / "prepared", data)
+    (file,) = (data / "vocab" / "item").glob("*.parquet")
+    ids = pq.read_table(file)
+    row_N = ids["row"].to_numpy().copy()
+    row_N[[0, 1]] = row_N[[1, 0]]
+    pq.write_table(ids.set_column(ids.schema.get_field_index("row"), "row", pa.array(row_N)), file)
+    asked = [*words, *LENIENT, "audit.parts=[normalisation]", f"audit.out={tmp_path / 'out'}"]
+    assert main(["audit", *asked, f"audit.dataset={data}"]) == 0
+    assert "vocabulary 'item' is not the one that version " in told.readouterr().out
+    moved = report_of(tmp_path / "out")
+    assert main(["audit", *asked, f"audit.dataset={folder.parent / 'prepared'}"]) == 0
+    same = report_of(tmp_path / "out")
+    assert main(["audit", *asked]) == 0
+    own = report_of(tmp_path / "out")
+    assert same.effects == own.effects
+    assert moved.effects != own.effects, "rows 1 and 2 stand for each other's ids: the data still have the old rows"
+    assert main(["audit", *asked, f"audit.dataset={data}", "--fix", "rebuild"]) == 2
+    assert "is for looking: a repair (audit.fix) needs the run's own data" in told.readouterr().err
 
 
 def test_a_repair_is_a_new_version_that_says_what_it_is_and_is_audited_as_it_was_promised(
