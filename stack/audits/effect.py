@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stack.audits.errors import auc_difference_error, calibration_error, log_loss_share_error
+from stack.audits.errors import auc_difference_error, calibration_error, log_loss_error, log_loss_share_error
 from stack.audits.moments import Floats
 from stack.audits.norm_stats import norm_layers, replaced
 from stack.audits.traffic import WeightOf
@@ -40,11 +40,12 @@ Statistics = Mapping[str, tuple[Floats, Floats]]
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """How well live rows are scored; None where that is not defined (labels of one kind, scores that are no
-    log-odds). `calibration_error`: standard error of `predicted_over_observed`."""
+    log-odds). `log_loss_error`, `calibration_error`: standard errors, of the latter of `predicted_over_observed`."""
 
     auc: float | None
     gauc: float | None
     log_loss: float | None
+    log_loss_error: float | None
     predicted_over_observed: float | None
     calibration_error: float | None
 
@@ -95,7 +96,9 @@ class Rows:
     slices: dict[str, NDArray[np.bool_]]
 
 
-_NOTHING = Figures(auc=None, gauc=None, log_loss=None, predicted_over_observed=None, calibration_error=None)
+_NOTHING = Figures(
+    auc=None, gauc=None, log_loss=None, log_loss_error=None, predicted_over_observed=None, calibration_error=None
+)
 
 
 def effects(model: UserModel, scores: Mapping[tuple[str, str], Rows]) -> dict[str, list[Effect]]:
@@ -217,6 +220,7 @@ def figures_of(
     return Figures(
         auc=_told(auc(score_E, label_E, weight_E)), gauc=_told(gauc(user_E, score_E, label_E, weight_E).value),
         log_loss=_told(log_loss(score_E, label_E, weight_E)) if is_logit else None,
+        log_loss_error=_told(log_loss_error(score_E, label_E, weight_E, user_E)) if is_logit else None,
         predicted_over_observed=_told(predicted_over_observed(score_E, label_E, weight_E)) if odds else None,
         calibration_error=_told(calibration_error(score_E, label_E, weight_E, user_E)) if odds else None,
     )  # fmt: skip

@@ -53,6 +53,12 @@ def log_loss_share_error(one_E: Floats, other_E: Floats, label_E: Floats, weight
     return clustered(weight_E * (loss_E - float(weight_E @ loss_E) / base * base_E) / base, user_E)
 
 
+def log_loss_error(logit_E: Floats, label_E: Floats, weight_E: Floats, user_E: Ints) -> float:
+    """Of a log loss alone. Two models' differ by less than chance where they are told on the same rows."""
+    loss_E = log_losses(logit_E, label_E)
+    return clustered(weight_E * (loss_E - np.average(loss_E, weights=weight_E)) / weight_E.sum(), user_E)
+
+
 def calibration_error(logit_E: Floats, label_E: Floats, weight_E: Floats, user_E: Ints) -> float:
     """Of predicted over observed; infinite where nothing positive was observed."""
     observed = float(weight_E @ label_E)

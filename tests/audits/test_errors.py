@@ -12,6 +12,7 @@ from stack.audits.errors import (
     auc_difference_error,
     calibration_error,
     clustered,
+    log_loss_error,
     log_loss_share_error,
 )
 from stack.tasks.metrics import auc, log_loss, predicted_over_observed
@@ -75,6 +76,14 @@ def test_the_error_of_predicted_over_observed_is_that_of_users_drawn_again() -> 
     del every["other_E"]
     expected = drawn_again(lambda r: predicted_over_observed(r["one_E"], r["label_E"], r["weight_E"]))
     found = calibration_error(every["one_E"], every["label_E"], every["weight_E"], every["user_E"])
+    assert found == pytest.approx(expected, rel=0.15)
+
+
+def test_the_error_of_a_log_loss_is_that_of_users_drawn_again() -> None:
+    every = rows()
+    del every["other_E"]
+    expected = drawn_again(lambda r: log_loss(r["one_E"], r["label_E"], r["weight_E"]))
+    found = log_loss_error(every["one_E"], every["label_E"], every["weight_E"], every["user_E"])
     assert found == pytest.approx(expected, rel=0.15)
 
 

@@ -103,7 +103,8 @@ def effect(
 ) -> Effect:  # fmt: skip
     learnt, live = (
         Figures(
-            auc=auc[one], gauc=None, log_loss=log_loss[one], predicted_over_observed=calibration[one],
+            auc=auc[one], gauc=None, log_loss=log_loss[one], log_loss_error=0.001,
+            predicted_over_observed=calibration[one],
             calibration_error=calibration[one] / positives**0.5 if positives else None,
         )
         for one in (0, 1)
