@@ -205,7 +205,8 @@ def _tell(proof: Proof) -> None:
         run, task = name.rsplit(" ", 1)
         learnt, cost = effect.learnt, effect.auc_cost
         levels.add_row(
-            run, task, proof.levels[run], f"{learnt.auc or 0:.4f}", f"{learnt.log_loss or 0:.4f} ± {learnt.log_loss_error or 0:.4f}",
+            run, task, proof.levels[run], f"{learnt.auc or 0:.4f}",
+            f"{learnt.log_loss or 0:.4f} ± {learnt.log_loss_error or 0:.4f}",
             f"{learnt.predicted_over_observed or 0:.3f} ± {learnt.calibration_error or 0:.3f}",
             "" if cost is None else f"{cost.value:+.4f} ± {cost.error:.4f}",
         )  # fmt: skip
