@@ -44,7 +44,7 @@ SMALL = (
     "optim.tables_learning_rate=0.05", "optim.decay=linear", "train.batch_size=128", "train.days_per_block=5",
     "train.num_epochs=2",
 )  # fmt: skip
-SHELF = ("experiment=demo", "data.to_day=2017-02-12")
+SHELF = ("experiment=demo", "data.to_day=2017-02-12", "tasks.ctr.sampling=logq", "tasks.rank.sampling=logq")
 SHELF_LEARNT, SHELF_DAYS = "2017-02-05", ("2017-02-06", "2017-02-12")
 NEGATIVES = (2, 10, 100)
 """Of each kind of draw, for a positive: 1 to 4, 1 to 20, 1 to 200."""

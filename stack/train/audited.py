@@ -10,6 +10,7 @@ from stack.audits.config import AuditConfig
 from stack.audits.data_config import DataAuditConfig
 from stack.audits.data_drift import data_report
 from stack.audits.data_report import DaysReport
+from stack.audits.effect import gives_probabilities
 from stack.audits.sections import Part, Section, Sections
 from stack.audits.tables import tables_report
 from stack.audits.timelines import Timelines
@@ -20,6 +21,8 @@ from stack.export.export import Trained
 from stack.export.skew import skew
 from stack.export.tables import trained_ids
 from stack.tables.shard import dense_tensors
+from stack.tasks.sampling import Sampling
+from stack.telemetry.console import say
 from stack.train.id_state import id_maps
 from stack.train.norm_spread import RANK_SPREAD
 from stack.train.trained import TrainedRun
@@ -30,6 +33,11 @@ VERB = "audit"
 def audited_run(run: TrainedRun, *, config: AuditConfig, data: DataAuditConfig, folder: Path) -> Audited:
     """`folder`: where profiles of days are kept."""
     manifest = run.checkpoint.manifest
+    if config.dataset is not None and (tasks := _counting_as_sampled(run)):
+        say(
+            f"note: scores of {', '.join(tasks)} count negatives at the rates of the data that they were learnt from "
+            "(tasks.*.sampling): where audit.dataset draws at others, what is said of their probabilities does not hold"
+        )
 
     def publish(how: str) -> int:
         chain, dense = chain_of(run.place, for_writing=True), dense_tensors(run.model)
@@ -46,6 +54,19 @@ def audited_run(run: TrainedRun, *, config: AuditConfig, data: DataAuditConfig, 
         sections=_sections(run, config=config, data=data, folder=folder),
         publish=publish,
     )
+
+
+def _counting_as_sampled(run: TrainedRun) -> list[str]:
+    """Tasks with drawn negatives whose scores would not be the same at other rates."""
+    drawn = {group.name for group in run.dataset.schema.groups if "draw" in group.labels}
+    model = run.user_model
+    return [
+        name
+        for name in model.tasks
+        if model.task(name).group in drawn
+        and gives_probabilities(model.task(name))
+        and model.task(name).sampling is not Sampling.logq
+    ]
 
 
 def trained_of(run: TrainedRun) -> Trained:
