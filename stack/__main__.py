@@ -17,7 +17,7 @@ VERBS = {
     "daily": "the next day, or days to catch up with: judged on, learnt, checked, a version each",
     "checkpoint": "the versions of a run: list, show, verify, restore, compact, prune, diff",
     "evaluate": "a model on days it has not seen, beside baselines on the same examples",
-    "audit": "what a model's normalisation has learnt against live traffic, and what the difference costs",
+    "audit": "a model before its release: normalisation, probabilities, data, tables; what is off is told, or mended",
     "export": "a model -> a package: user half, scorer, rows, schema",
     "serve": "a package -> user vectors and scores over HTTP",
     "dashboard": "a page over Prometheus: trainings, tables, nights, audits, servers, alerts",
