@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import webbrowser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from stack.audits.calibration import ScoredRows, calibration
 from stack.audits.config import AuditConfig, Fix
 from stack.audits.effect import EVERYTHING, Rows, gives_probabilities, scored
 from stack.audits.findings import Finding, Level, worst
+from stack.audits.live import LOG, LiveTraffic
 from stack.audits.norm_stats import norm_layers
 from stack.audits.normalisation import Normalisation, normalisation
 from stack.audits.page import page
@@ -27,6 +28,7 @@ from stack.audits.traffic import weight_of
 from stack.base.errors import AuditError, DataError
 from stack.base.files import write_bytes
 from stack.base.version import code_version
+from stack.data.batch import Batch
 from stack.data.dataset import Dataset
 from stack.model import UserModel
 from stack.telemetry.console import say, show
@@ -37,6 +39,7 @@ class Audited:
     """What an audit must know of a run: the model in evaluation mode, which version it is, its data, what it learnt.
 
     `rank_spread`: as `AuditReport` has it. `sections`: how the parts are looked at that the model alone does not tell.
+    `live`: what normalisation is looked at on, in place of prepared days.
     `publish` writes the model as it then is as a new version, with words on what was done, and gives its number.
     """
 
@@ -49,6 +52,7 @@ class Audited:
     rank_spread: float | None
     sections: Sections
     publish: Callable[[str], int]
+    live: LiveTraffic | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,8 @@ def audit(audited: Audited, *, folder: Path, config: AuditConfig) -> AuditReport
         )
     days = traffic_days(audited.dataset, audited.training_days, config)
     say(f"auditing version {audited.version} of {audited.name} on {config.traffic.value} traffic of {span(days)}")
+    if audited.live is not None:
+        _tell_log(audited.live, config)
     looked = _look(audited, days, config)
     if config.fix is Fix.rebuild:
         _tell(looked)
@@ -98,16 +104,19 @@ def refuse(report: AuditReport) -> None:
 
 
 def _look(audited: Audited, days: tuple[str, ...], config: AuditConfig) -> _Looked:
-    """All parts that are asked for."""
+    """All parts that are asked for; calibration only where there are labels."""
+    live = audited.live
     found = Normalisation(reference_days=(), findings=(), layers=(), effects=(), rows={})
     if Part.normalisation in config.parts:
         found = normalisation(
-            audited.model, audited.dataset, days, rank_spread=audited.rank_spread, config=config
+            audited.model, audited.dataset, days, rank_spread=audited.rank_spread, config=config,
+            live=None if live is None else live.batches,
         )  # fmt: skip
     sections: dict[Part, Section] = {}
     for part in Part:
         if part is Part.calibration and part in config.parts:
-            sections[part] = _calibration(audited, found.rows or _rows(audited, days, config), config)
+            if live is None:
+                sections[part] = _calibration(audited, found.rows or _rows(audited, days, config), config)
         elif part is not Part.normalisation and part in config.parts:
             sections[part] = audited.sections[part](days)
     parts = {part.value: part_report(section) for part, section in sections.items()}
@@ -118,12 +127,14 @@ def _look(audited: Audited, days: tuple[str, ...], config: AuditConfig) -> _Look
     report = AuditReport(
         format_version=FORMAT_VERSION, run=audited.name, version=audited.version, step=audited.step,
         dataset=str(audited.dataset.path), created=datetime.now(UTC).isoformat(timespec="seconds"),
-        code_version=code_version(), days=days, reference_days=found.reference_days, traffic=config.traffic.value,
-        num_timelines=timelines.count(),
+        code_version=code_version(), days=days, reference_days=found.reference_days,
+        traffic=config.traffic.value if live is None else LOG,
+        num_timelines=timelines.count() if live is None else live.report.num_requests,
         steps_per_day=audited.step / len(audited.training_days), rank_spread=audited.rank_spread,
         level=worst(one.level for one in findings),
         findings=tuple(sorted(findings, key=lambda one: one.level is not Level.critical)),
         layers=tuple(found.layers), effects=tuple(found.effects), parts=parts,
+        log=None if live is None else live.report,
     )  # fmt: skip
     return _Looked(report=report, sections=sections)
 
@@ -157,9 +168,13 @@ def _rebuilt(audited: Audited, before: AuditReport, config: AuditConfig) -> _Loo
     then nothing is written."""
     weigh, days = weight_of(config.traffic), before.days
     source = before.reference_days or days
-    say(f"estimating statistics on {config.traffic.value} traffic of {span(source)}, calibrating on {span(days)}")
+    statistics_from: Iterable[Batch] = Timelines.of(audited.dataset, source, config.fix_timelines, config)
+    traffic = f"{config.traffic.value} traffic"
+    if audited.live is not None:
+        statistics_from, source, traffic = audited.live.batches, audited.live.report.days, "recorded requests"
+    say(f"estimating statistics on {traffic} of {span(source)}, calibrating on {span(days)}")
     tasks = rebuild(
-        audited.model, statistics_from=Timelines.of(audited.dataset, source, config.fix_timelines, config),
+        audited.model, statistics_from=statistics_from,
         calibrate_on=Timelines.of(audited.dataset, days, config.timelines, config), weight_of=weigh,
     )  # fmt: skip
     after = _look(audited, days, config)
@@ -169,7 +184,7 @@ def _rebuilt(audited: Audited, before: AuditReport, config: AuditConfig) -> _Loo
             f"new statistics and calibration do not mend version {audited.version} of {audited.name}, and nothing was "
             f"written: {critical[0].line}"
         )
-    how = f"statistics of {config.traffic.value} traffic of {span(source)}, calibrated on {span(days)}"
+    how = f"statistics of {traffic} of {span(source)}, calibrated on {span(days)}"
     version = audited.publish(how)
     say(f"wrote version {version}: version {audited.version} with {how}")
     repaired = Repaired(
@@ -179,6 +194,18 @@ def _rebuilt(audited: Audited, before: AuditReport, config: AuditConfig) -> _Loo
     return _Looked(
         report=msgspec.structs.replace(after.report, version=version, repaired=repaired), sections=after.sections
     )
+
+
+def _tell_log(live: LiveTraffic, config: AuditConfig) -> None:
+    """What of the log is the traffic, and what of the audit it has no answer to."""
+    report = live.report
+    skipped = "".join(f"; passed over: {count:,} {reason}" for reason, count in sorted(report.skipped.items()))
+    say(
+        f"normalisation on {report.num_requests:,} of the {report.num_lines:,} lines of {report.path}, of "
+        f"{span(report.days)}{skipped}"
+    )
+    if Part.calibration in config.parts:
+        say("calibration is left out: recorded requests have no labels; audit it without audit.live_log")
 
 
 def _tell(looked: _Looked) -> None:

@@ -91,8 +91,11 @@ class AuditConfig:
     skew: SkewConfig = field(default_factory=SkewConfig)
     skew_log: str | None = None
     # file or folder of requests that a server recorded, for the part skew
+    live_log: str | None = None
+    # file or folder of requests that a server recorded: they are the traffic of the part normalisation, at most as many
+    # as audit.timelines, drawn at random; they have no labels, so what needs them is left out
     package: str | None = None
-    # folder of the package that answered them, for the parts skew and parity
+    # folder of the package that answered them, for the parts skew and parity, and for audit.live_log
     show: bool = False
     # open the page in a browser at the end
     out: str | None = None
@@ -105,6 +108,16 @@ class AuditConfig:
             raise ConfigError("audit.parts has skew, which needs audit.skew_log=FILE and audit.package=FOLDER")
         if Part.parity in self.parts and self.package is None:
             raise ConfigError("audit.parts has parity, which needs audit.package=FOLDER")
+        if self.live_log is not None:
+            if self.package is None:
+                raise ConfigError(
+                    f"audit.live_log={self.live_log} needs audit.package=FOLDER, the one that answered: it says how "
+                    "ids are coded"
+                )
+            if Part.normalisation not in self.parts:
+                raise ConfigError(
+                    f"audit.live_log={self.live_log} is the traffic of the part normalisation: have it in audit.parts"
+                )
         if self.fix is Fix.rebuild and self.dataset is not None:
             raise ConfigError(
                 f"audit.dataset={self.dataset} is for looking: a repair (audit.fix) needs the run's own data"

@@ -53,39 +53,56 @@ class _Means:
     live_K: Floats = field(init=False)
     sample_K: Floats = field(init=False)
     weight: float = 0.0
-    num_examples: int = 0
+    num_sampled: int = 0
 
     def __post_init__(self) -> None:
         self.live_K, self.sample_K = np.zeros(len(self.names)), np.zeros(len(self.names))
 
-    def add(self, x_EK: Floats, weight_E: Floats) -> None:
+    def add_live(self, x_EK: Floats, weight_E: Floats) -> None:
         self.live_K += weight_E @ x_EK
-        self.sample_K += x_EK.sum(axis=0)
         self.weight += float(weight_E.sum())
-        self.num_examples += len(x_EK)
+
+    def add_sample(self, x_EK: Floats) -> None:
+        self.sample_K += x_EK.sum(axis=0)
+        self.num_sampled += len(x_EK)
+
+    @property
+    def known(self) -> bool:
+        return self.weight > 0 and self.num_sampled > 0
 
     def differences(self) -> Floats:
-        return np.asarray(self.live_K / self.weight - self.sample_K / self.num_examples)
+        return np.asarray(self.live_K / self.weight - self.sample_K / self.num_sampled)
 
 
 def drivers(
-    model: UserModel, batches: Iterable[Batch], weight_of: WeightOf, *, schema: Schema, drifts: Mapping[str, LayerDrift]
-) -> dict[str, tuple[Driver, ...]]:
+    model: UserModel, batches: Iterable[Batch], weight_of: WeightOf, *, schema: Schema,
+    drifts: Mapping[str, LayerDrift], sample: Iterable[Batch] | None = None,
+) -> dict[str, tuple[Driver, ...]]:  # fmt: skip
     """By layer, those inputs first that move its channels most. Layers behind others are left out: what moves them are
-    the layers before. `model` in evaluation mode."""
+    the layers before. `model` in evaluation mode. `sample`: None where the rows of `batches` are the sample, too."""
     joins = dict(_joins(model))
     means = {name: _Means(names=_columns(model, name, join, schema)) for name, join in joins.items()}
     device = next(model.user.parameters()).device
-    with _inputs(joins) as given, torch.no_grad():
-        for batch in batches:
-            model(to_device(batch, device))
-            for name, x_EK in given.items():
-                weight_E = weight_of(batch.groups[_task(model, name).group]).cpu().numpy()
-                if weight_E.sum() > 0:
-                    means[name].add(x_EK.double().cpu().numpy(), weight_E)
-            given.clear()
+
+    def inputs(of: Iterable[Batch]) -> Iterator[tuple[_Means, Floats, Floats]]:
+        """Of each join and batch: its means, its rows, and what these stand for."""
+        with _inputs(joins) as given, torch.no_grad():
+            for batch in of:
+                model(to_device(batch, device))
+                for name, x_EK in given.items():
+                    weight_E = weight_of(batch.groups[_task(model, name).group]).cpu().numpy()
+                    if weight_E.sum() > 0:
+                        yield means[name], x_EK.double().cpu().numpy(), weight_E
+                given.clear()
+
+    for mean, x_EK, weight_E in inputs(batches):
+        mean.add_live(x_EK, weight_E)
+        if sample is None:
+            mean.add_sample(x_EK)
+    for mean, x_EK, _ in inputs(sample or ()):
+        mean.add_sample(x_EK)
     layers = norm_layers(model)
-    found = {name: _of_join(joins[name], layers[name], means[name]) for name in joins if means[name].num_examples}
+    found = {name: _of_join(joins[name], layers[name], means[name]) for name in joins if means[name].known}
     for name, layer in layers.items():
         if isinstance(layer, Standardize):
             dense = schema.group(_task(model, name).group).dense

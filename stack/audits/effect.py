@@ -39,7 +39,7 @@ Statistics = Mapping[str, tuple[Floats, Floats]]
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """How well live rows are scored; None where that is not defined (labels of one kind, scores that are no
+    """How well live rows are scored; None where that is not defined (labels of one kind or none, scores that are no
     log-odds). `log_loss_error`, `calibration_error`: standard errors, of the latter of `predicted_over_observed`."""
 
     auc: float | None
@@ -60,10 +60,10 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
     """Of one task on one slice; figures are None where `num_not_finite` scores are no numbers.
 
-    `observed_rate`: share of positives, of what the rows stand for; None for scores that are no log-odds. `logit_*`: of
-    the change from learnt to live statistics, its mean, root mean square, and the 99th percentile of its size. `psi`:
-    population stability index of the scores over `NUM_BINS` bins. `auc_cost`: AUC with live statistics less that with
-    learnt ones; `log_loss_cost`: log loss with learnt ones over that with live ones, less 1.
+    `observed_rate`: share of positives, of what the rows stand for; None for scores that are no log-odds, and without
+    labels. `logit_*`: of the change from learnt to live statistics, its mean, root mean square, and the 99th percentile
+    of its size. `psi`: population stability index of the scores over `NUM_BINS` bins. `auc_cost`: AUC with live
+    statistics less that with learnt ones; `log_loss_cost`: log loss with learnt ones over that with live ones, less 1.
     """
 
     task: str
@@ -101,15 +101,18 @@ _NOTHING = Figures(
 )
 
 
-def effects(model: UserModel, scores: Mapping[tuple[str, str], Rows]) -> dict[str, list[Effect]]:
-    """By variant, of all tasks that give an example one score, by slice. `scores`: as `scored` gives them."""
+def effects(
+    model: UserModel, scores: Mapping[tuple[str, str], Rows], *, labelled: bool = True
+) -> dict[str, list[Effect]]:
+    """By variant, of all tasks that give an example one score, by slice. `scores`: as `scored` gives them; not
+    `labelled`: nobody knows what came of the rows, and what needs labels is None."""
     found: dict[str, list[Effect]] = {variant: [] for variant, _ in scores}
     for (variant, task), rows in scores.items():
         is_logit = gives_probabilities(model.task(task))
         for name, chosen_E in rows.slices.items():
             chosen_E = chosen_E & (rows.weight_E > 0)
             if chosen_E.any():
-                found[variant].append(_effect(task, name, rows, chosen_E, is_logit=is_logit))
+                found[variant].append(_effect(task, name, rows, chosen_E, is_logit=is_logit, labelled=labelled))
     return found
 
 
@@ -181,7 +184,7 @@ def _joined(parts: list[Rows]) -> Rows:
     return Rows(**arrays, slices=slices)
 
 
-def _effect(task: str, name: str, rows: Rows, chosen_E: NDArray[np.bool_], *, is_logit: bool) -> Effect:
+def _effect(task: str, name: str, rows: Rows, chosen_E: NDArray[np.bool_], *, is_logit: bool, labelled: bool) -> Effect:
     learnt_E, live_E, weight_E = rows.learnt_E[chosen_E], rows.live_E[chosen_E], rows.weight_E[chosen_E]
     counts = {
         "num_examples": int(chosen_E.sum()), "num_positives": int((rows.label_E[chosen_E] > 0).sum()),
@@ -195,7 +198,7 @@ def _effect(task: str, name: str, rows: Rows, chosen_E: NDArray[np.bool_], *, is
         )  # fmt: skip
     change_E = live_E - learnt_E
     of = (rows.label_E[chosen_E], weight_E, rows.user_E[chosen_E])
-    learnt, live = (figures_of(one, *of, is_logit=is_logit) for one in (learnt_E, live_E))
+    learnt, live = (figures_of(one, *of, is_logit=is_logit) if labelled else _NOTHING for one in (learnt_E, live_E))
     auc_cost = log_loss_cost = None
     if learnt.auc is not None and live.auc is not None:
         auc_cost = Cost(value=live.auc - learnt.auc, error=auc_difference_error(live_E, learnt_E, *of))
@@ -204,7 +207,7 @@ def _effect(task: str, name: str, rows: Rows, chosen_E: NDArray[np.bool_], *, is
         log_loss_cost = Cost(value=share, error=log_loss_share_error(learnt_E, live_E, *of))
     return Effect(
         task=task, slice=name, **counts,
-        observed_rate=float(np.average(rows.label_E[chosen_E], weights=weight_E)) if is_logit else None,
+        observed_rate=float(np.average(rows.label_E[chosen_E], weights=weight_E)) if is_logit and labelled else None,
         logit_mean=float(np.average(change_E, weights=weight_E)),
         logit_rmse=float(np.sqrt(np.average(change_E**2, weights=weight_E))),
         logit_p99=quantile(np.abs(change_E), weight_E, 0.99), psi=stability_index(learnt_E, live_E, weight_E),

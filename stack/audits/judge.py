@@ -172,11 +172,15 @@ def _drifted(
     driven = next((f", driven by {layer.drivers[0].name}" for layer in (most, *off) if layer.drivers), "")
     told = "other scores come out"
     if effect is not None and effect.logit_rmse is not None:
-        told = f"scores move by {effect.logit_rmse:.2g}, AUC from {_as(effect.learnt.auc)} to {_as(effect.live.auc)}"
+        told = f"scores move by {effect.logit_rmse:.2g}"
+    if effect is not None and effect.learnt.auc is not None:
+        told += f", AUC from {_as(effect.learnt.auc)} to {_as(effect.live.auc)}"
     if effect is not None and effect.learnt.predicted_over_observed is not None:
         before, after = (_as(one.predicted_over_observed, 3) for one in (effect.learnt, effect.live))
         told += f", predicted over observed from {before} to {after}"
     remedy = "see what it costs, below" if costs else f"nothing to mend, as it costs nothing; {_SWAP}"
+    if effect is not None and effect.num_not_finite == 0 and effect.auc_cost is None and effect.log_loss_cost is None:
+        remedy = f"what it costs cannot be told without labels: audit it on prepared days, too; {_SWAP}"
     stops = config.far_is_critical and any(layer.drift is Drift.far for layer in off)
     if stops:
         remedy += "; to release it all the same set audit.far_is_critical=false"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -16,6 +16,7 @@ from stack.audits.norm_stats import drift, live_statistics, seen_by
 from stack.audits.report import LayerReport
 from stack.audits.timelines import Timelines, days_before
 from stack.audits.traffic import weight_of
+from stack.data.batch import Batch
 from stack.data.dataset import Dataset
 from stack.model import UserModel
 from stack.telemetry.progress import progress
@@ -33,17 +34,22 @@ class Normalisation:
 
 
 def normalisation(
-    model: UserModel, dataset: Dataset, days: tuple[str, ...], *, rank_spread: float | None, config: AuditConfig
-) -> Normalisation:
-    """Of a model in evaluation mode, on traffic of `days`. A model without such layers has nothing but its scores."""
+    model: UserModel, dataset: Dataset, days: tuple[str, ...], *, rank_spread: float | None, config: AuditConfig,
+    live: Iterable[Batch] | None = None,
+) -> Normalisation:  # fmt: skip
+    """Of a model in evaluation mode, on traffic of `days`, or on `live` traffic without labels, of which `days` are the
+    sample. A model without such layers has nothing but its scores."""
     weigh = weight_of(config.traffic)
-    batches = Timelines.of(dataset, days, config.timelines, config)
+    prepared = Timelines.of(dataset, days, config.timelines, config)
+    batches = prepared if live is None else live
     drifts = drift(model, batches, weigh)
-    driven = drivers(model, batches, weigh, schema=dataset.schema, drifts=drifts)
+    driven = drivers(
+        model, batches, weigh, schema=dataset.schema, drifts=drifts, sample=None if live is None else prepared
+    )
     statistics = live_statistics(model, batches, weigh)
     alone = {name: {name: statistics[name]} for name in drifts}
     rows = scored(model, batches, weigh, {EVERYTHING: statistics, **alone})
-    found = effects(model, rows)
+    found = effects(model, rows, labelled=live is None)
     references = days_before(dataset, days[0], config.reference_days) if drifts else ()
     earlier = {
         day: seen_by(model, Timelines.of(dataset, (day,), config.reference_timelines, config), weigh)

@@ -16,6 +16,7 @@ import msgspec
 from stack.audits.drivers import Driver
 from stack.audits.effect import Effect
 from stack.audits.findings import Drift, Finding, Level
+from stack.audits.live import LogReport
 from stack.audits.rebuild import Repair
 from stack.audits.sections import PartReport
 
@@ -97,7 +98,8 @@ class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
     """About one version on some days of traffic. `parts`: what was looked at (`stack.audits.sections.Part`), with the
     findings of each; `findings` are all of them, and `layers` and `effects` those of normalisation. `steps_per_day`:
     that a day was worth in training; `rank_spread`: by how much the processes that trained it had other statistics at
-    the last save, null where that was not told."""
+    the last save, null where that was not told. `log`: the recorded requests that normalisation was looked at on, where
+    `traffic` is `log`: `num_timelines` are theirs, while `days` are what all else was looked at on."""
 
     format_version: int
     run: str
@@ -118,3 +120,4 @@ class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
     effects: tuple[Effect, ...]
     parts: dict[str, PartReport]
     repaired: Repaired | None = None
+    log: LogReport | None = None

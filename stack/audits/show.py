@@ -11,9 +11,10 @@ from stack.audits.timelines import span
 
 def tables(report: AuditReport) -> list[Table]:
     """Layers, those that move predictions most first; and what live statistics would do to each task."""
-    layers = Table(
-        title=f"Normalisation against {report.traffic} traffic of {span(report.days)}", title_justify="left"
-    )  # fmt: skip
+    against = f"{report.traffic} traffic of {span(report.days)}"
+    if report.log is not None:
+        against = f"{report.log.num_requests:,} recorded requests of {span(report.log.days)}"
+    layers = Table(title=f"Normalisation against {against}", title_justify="left")
     for heading in (
         "layer",
         "kind",

@@ -11,6 +11,7 @@ from stack.audits.data_config import DataAuditConfig
 from stack.audits.data_drift import data_report
 from stack.audits.data_report import DaysReport
 from stack.audits.effect import gives_probabilities
+from stack.audits.live import LiveTraffic
 from stack.audits.sections import Part, Section, Sections
 from stack.audits.tables import tables_report
 from stack.audits.timelines import Timelines
@@ -18,6 +19,8 @@ from stack.checkpoint.chain import chain_of
 from stack.checkpoint.restore import repaired
 from stack.export import parity_report, skew_show
 from stack.export.export import Trained
+from stack.export.live_log import live_traffic
+from stack.export.package import open_package
 from stack.export.skew import skew
 from stack.export.tables import trained_ids
 from stack.tables.shard import dense_tensors
@@ -53,6 +56,7 @@ def audited_run(run: TrainedRun, *, config: AuditConfig, data: DataAuditConfig, 
         rank_spread=manifest.metrics.get(RANK_SPREAD),
         sections=_sections(run, config=config, data=data, folder=folder),
         publish=publish,
+        live=_live(run, config),
     )
 
 
@@ -67,6 +71,16 @@ def _counting_as_sampled(run: TrainedRun) -> list[str]:
         and gives_probabilities(model.task(name))
         and model.task(name).sampling is not Sampling.logq
     ]
+
+
+def _live(run: TrainedRun, config: AuditConfig) -> LiveTraffic | None:
+    if config.live_log is None:
+        return None
+    assert config.package is not None
+    return live_traffic(
+        run.dataset, open_package(Path(config.package)), Path(config.live_log), most=config.timelines,
+        per_batch=config.timelines_per_batch, seed=config.seed,
+    )  # fmt: skip
 
 
 def trained_of(run: TrainedRun) -> Trained:
