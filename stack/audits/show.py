@@ -32,7 +32,8 @@ def tables(report: AuditReport) -> list[Table]:
             "" if layer.shift_p95 is None else f"{layer.shift_p95:.2f} ± {layer.shift_error or 0:.2f}",
             "" if layer.ratio_p5 is None else f"{layer.ratio_p5:.2f} to {layer.ratio_p95:.2f}",
             "" if layer.kl_mean is None else f"{layer.kl_mean:.3f}",
-            "" if layer.logit_rmse is None else f"{layer.logit_rmse:.3f}", layer.drift.value,
+            "" if layer.logit_rmse is None else f"{layer.logit_rmse:.3f}",
+            layer.drift.value if layer.num_rows else "not seen",
         )  # fmt: skip
     tasks = Table(title="Live rows scored with the statistics learnt, and with live ones", title_justify="left")
     for heading in (

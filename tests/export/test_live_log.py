@@ -236,6 +236,7 @@ def test_an_audit_and_a_repair_on_a_log_say_so(
     assert "calibration is left out: recorded requests have no labels" in out
     assert f"Normalisation against {len(bodies)} recorded requests of {last}" in out
     assert (report.traffic, report.num_timelines, report.log) == ("log", len(bodies), live.report)
+    assert ("not seen" in out) == any(not layer.num_rows for layer in report.layers)
     assert list(report.parts) == ["normalisation"]
     assert (report.days, report.reference_days) == ((last,), (first,))
     assert msgspec.json.decode((tmp_path / "out" / REPORT).read_bytes(), type=AuditReport) == report
