@@ -25,8 +25,7 @@ def page(report: AuditReport, sections: Sequence[str] = ()) -> str:
     parts = [
         f"<h1>{escape(report.run)}, version {report.version}</h1>",
         f'<p class="verdict {report.level.value}">{_VERDICT[report.level]}</p>',
-        f"<p>Audited on {escape(report.traffic)} traffic of {escape(_span(report.days))}: {report.num_timelines:,} "
-        f"timelines of {escape(report.dataset)}. {escape(report.created)}, code {escape(report.code_version)}.</p>",
+        f"<p>{_looked_at(report)} {escape(report.created)}, code {escape(report.code_version)}.</p>",
         *map(_plainly, (one for one in report.effects if one.slice == EVERYTHING)),
         *map(_finding, report.findings),
         normalisation(report) if report.effects else "",
@@ -37,6 +36,16 @@ def page(report: AuditReport, sections: Sequence[str] = ()) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Audit of {escape(report.run)}, version {report.version}</title><style>{_STYLE}</style></head>"
         f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _looked_at(report: AuditReport) -> str:
+    if report.log is not None:
+        days = escape(_span(report.log.days))
+        return f"Normalisation audited on {report.log.num_requests:,} requests that a server recorded on {days}."
+    return (
+        f"Audited on {escape(report.traffic)} traffic of {escape(_span(report.days))}: {report.num_timelines:,} "
+        f"timelines of {escape(report.dataset)}."
     )
 
 

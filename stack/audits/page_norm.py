@@ -27,7 +27,9 @@ def normalisation(report: AuditReport) -> str:
         "" if report.repaired is None else _repaired(report.repaired),
         "<h2>What predictions are worth</h2>",
         "<p>The same live rows, scored with the statistics that the model has learnt and is served with, and with "
-        "those of live traffic. Where the second are better, the first cost something.</p>",
+        "those of live traffic. "
+        + ("Where the second are better, the first cost something.</p>" if report.log is None
+           else "Recorded requests have no labels, so what the first cost is not known.</p>"),
         _effects(whole),
         "<details><summary>By slice</summary>", _effects(report.effects), "</details>",
         "<h2>Layers</h2>",
@@ -102,9 +104,13 @@ def _layer(layer: LayerReport, *, steps_per_day: float) -> str:
     facts = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in figures)
     return (
         f"<details><summary><b>{escape(layer.name)}</b> {escape(layer.kind)} "
-        f'<span class="mark {DRIFT_CLASS[layer.drift]}">{layer.drift.value}</span>{_strip(layer)}</summary>'
+        f'<span class="mark {DRIFT_CLASS[layer.drift]}">{_drift(layer)}</span>{_strip(layer)}</summary>'
         f"<dl>{facts}</dl>{_trend(layer)}{''.join(_densities(layer))}</details>"
     )
+
+
+def _drift(layer: LayerReport) -> str:
+    return layer.drift.value if layer.num_rows else "not seen"
 
 
 def _strip(layer: LayerReport) -> str:
