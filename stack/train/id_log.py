@@ -47,6 +47,9 @@ class IdLog(Periodic):
         self._metrics = metrics
         self._before = {name: MapFigures() for name in maps.managed_names}
         self._own_before = dict(self._before)
+        for name in self._before:  # Prometheus sees the first ids only where there was a 0 before
+            metrics.admitted.labels(name)
+            metrics.evicted.labels(name)
         self._log = LineLog(path, keep=learnt, part="ids", mishaps=mishaps) if writes else None
         self._board = Board(curves, first_step=first_step, part="curves", mishaps=mishaps) if writes else None
 

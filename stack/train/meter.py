@@ -97,6 +97,9 @@ class SaveMeter:
         self._then = then
         self._first = dist.get_rank() == 0
         self._asked: deque[float] = deque()
+        if self._first:  # Prometheus sees the first of them only where there was a 0 before
+            for result in ("committed", "failed"):
+                metrics.saves.labels(result)
 
     def asked(self) -> None:
         """A version is about to be asked for; the one before may still be written."""

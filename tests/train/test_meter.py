@@ -99,7 +99,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Scraped:
             files = {path.name for path in targets.glob("*.json")}
             told = [json.loads((targets / f"metered.train.{rank}.json").read_text()) for rank in (0, 1)]
             wait_for(
-                lambda: ("stack_train_checkpoints_total", "committed") in _series(_get(told[0])), "nothing is saved"
+                lambda: _series(_get(told[0]))["stack_train_checkpoints_total", "committed"] > 0, "nothing is saved"
             )
             texts = [_get(one) for one in told]
         finally:
@@ -182,6 +182,8 @@ def test_lookups_of_a_batch_repeat_ids(scraped: Scraped) -> None:
 def test_a_version_is_told_by_the_first_rank_when_it_is_out(scraped: Scraped) -> None:
     first, second = scraped.ranks
     assert first["stack_train_checkpoints_total", "committed"] == first["stack_train_checkpoint_seconds_count", ""] == 1
+    assert first["stack_train_checkpoints_total", "failed"] == 0  # and not left out: so the first one is an increase
+    assert ("stack_train_checkpoints_total", "committed") not in second
     assert (
         first["stack_train_checkpoint_bytes_total", ""]
         == chain_of(setup_of(scraped.run).chain_place).manifest(1).num_bytes
