@@ -77,6 +77,15 @@ def test_every_panel_of_every_board_shows_data_and_nothing_comes_from_elsewhere(
     assert tab.value("document.querySelector('[role=tab][aria-selected=true]').textContent") == board.title
 
 
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_a_word_that_has_no_room_beside_its_value_goes_below_it(tab: Page, site: str, size: tuple[int, int]) -> None:
+    show(tab, site, "board=audits", size=size)
+    tab.value("document.querySelector('.tile .value').innerHTML = '0.000789<small class=critical>critical</small>'")
+    beyond = "[...document.querySelectorAll('.tile')].filter((one) => one.scrollWidth > one.clientWidth).length"
+    assert tab.value(beyond) == 0
+    assert box(tab, ".tile small")["right"] < box(tab, ".tile")["right"]
+
+
 @pytest.mark.parametrize(("dark", "ground"), [(False, 244), (True, 13)], ids=["light", "dark"])
 def test_what_is_seen_is_not_blank_in_light_and_dark(tab: Page, site: str, dark: bool, ground: int) -> None:
     show(tab, site, "board=training", dark=dark)

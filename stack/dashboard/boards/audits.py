@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from stack.dashboard.panels import Board, Kind, Panel, Query, Unit, above, within
+from stack.dashboard.panels import Board, Kind, Level, Panel, Query, Step, Unit, above, within
 
 _SHIFT = 'max by (run, layer) (stack_audit_norm_shift_deviations{run=~"$run"})'
 _ALLOWED = 'max by (run, layer) (stack_audit_norm_allowed_shift_deviations{run=~"$run"})'
+_NONE = "No audit is known."
 _NOT_ONE = above(critical=1)
 _COST = above(warning=0.0005, critical=0.002)
-_RATIO = within(critical_below=0.5, warning_below=0.8, warning=1.25, critical=2)
+_RATIO = (
+    Step(value=None, level=Level.warning),
+    Step(value=0.8, level=Level.ok),
+    Step(value=1.25, level=Level.warning),
+)
+"""Never critical, as the shift is not: an audit makes that of what it costs."""
 _CALIBRATION = within(critical_below=0.8, warning_below=0.9, warning=1.1, critical=1.25)
 
 _STATS = (
@@ -18,7 +24,7 @@ _STATS = (
         kind=Kind.stat,
         queries=(Query(expr='sum by (run) (stack_audit_findings{run=~"$run",level="critical"})'),),
         steps=_NOT_ONE,
-        empty="None.",
+        empty=_NONE,
     ),
     Panel(
         title="Warnings",
@@ -26,7 +32,7 @@ _STATS = (
         kind=Kind.stat,
         queries=(Query(expr='sum by (run) (stack_audit_findings{run=~"$run",level="warning"})'),),
         steps=above(warning=1),
-        empty="None.",
+        empty=_NONE,
     ),
     Panel(
         title="Version audited",
@@ -110,7 +116,7 @@ _LINES = (
                 steps=above(warning=1),
             ),
         ),
-        empty="None.",
+        empty=_NONE,
     ),
     Panel(
         title="Layers",
@@ -133,7 +139,7 @@ _LINES = (
             Query(
                 expr='max by (run, layer) (stack_audit_norm_divergence_nats{run=~"$run"})',
                 legend="divergence",
-                steps=above(warning=0.02, critical=0.1),
+                steps=above(warning=0.02),
             ),
             Query(
                 expr='max by (run, layer) (stack_audit_norm_not_finite_channels{run=~"$run"})',

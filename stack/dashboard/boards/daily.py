@@ -10,6 +10,8 @@ _LATE = above(warning=26 * _HOUR, critical=50 * _HOUR)
 _STALE = above(warning=50 * _HOUR, critical=74 * _HOUR)
 """The end of a day that was learnt a night late, and one that was learnt two nights late."""
 
+_NONE = "No run of stack daily is known."
+
 _STATS = (
     Panel(
         title="Since the last success",
@@ -27,12 +29,14 @@ _STATS = (
         queries=(Query(expr='max by (run) (stack_daily_last_failed{run=~"$run"})'),),
         steps=above(critical=1),
         words={0: "succeeded", 1: "failed"},
+        empty=_NONE,
     ),
     Panel(
         title="Newest version",
         look="One more after every night.",
         kind=Kind.stat,
         queries=(Query(expr='max by (run) (stack_daily_version{run=~"$run"})'),),
+        empty=_NONE,
     ),
     Panel(
         title="Age of the data",
@@ -41,6 +45,7 @@ _STATS = (
         unit=Unit.seconds,
         queries=(Query(expr='time() - max by (run) (stack_daily_data_timestamp_seconds{run=~"$run"})'),),
         steps=_STALE,
+        empty=_NONE,
     ),
     Panel(
         title="Critical findings",
@@ -48,7 +53,7 @@ _STATS = (
         kind=Kind.stat,
         queries=(Query(expr='sum by (run) (stack_daily_findings{run=~"$run",level="critical"})'),),
         steps=above(critical=1),
-        empty="None.",
+        empty=_NONE,
     ),
     Panel(
         title="The last run took",
@@ -56,6 +61,7 @@ _STATS = (
         kind=Kind.stat,
         unit=Unit.seconds,
         queries=(Query(expr='sum by (run) (stack_daily_last_duration_seconds{run=~"$run"})'),),
+        empty=_NONE,
     ),
 )
 
@@ -86,11 +92,13 @@ _LINES = (
                 legend="{{phase}}",
             ),
         ),
+        empty=_NONE,
     ),
     Panel(
         title="Findings",
         look="Warnings that stay are thresholds to think about; critical ones stop the chain.",
         queries=(Query(expr='max by (run, level) (stack_daily_findings{run=~"$run"})', legend="{{level}}"),),
+        empty=_NONE,
     ),
     Panel(
         title="Rows set aside",

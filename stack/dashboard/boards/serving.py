@@ -173,6 +173,7 @@ _LINES = (
                 legend="{{result}}",
             ),
         ),
+        empty="No cache, or nothing asked of it.",
     ),
     Panel(
         title="Requests recorded",

@@ -60,13 +60,11 @@ _STATS = (
     ),
     Panel(
         title="Telemetry errors",
-        look="0; what could not be measured or shown while training went on.",
+        look="0; what could not be measured or shown since the processes began, while training went on.",
         kind=Kind.stat,
         queries=(
-            Query(
-                expr='sum by (run, part) (increase(stack_telemetry_errors_total{run=~"$run"}[$__range]))',
-                legend="{{part}}",
-            ),
+            # Not an increase: the first may precede all scrapes.
+            Query(expr='sum by (run, part) (stack_telemetry_errors_total{run=~"$run"})', legend="{{part}}"),
         ),
         steps=above(warning=0.5),
         empty="None.",
