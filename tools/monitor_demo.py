@@ -3,14 +3,17 @@ with the rules of `configs/prometheus`, Alertmanager, node_exporter, `stack dash
 
     python -m tools.monitor_demo [--seconds N] [option=value ...]
 
-Needs the demo's run (`make demo`), which it leaves as it is; all that it writes is in `runs/monitor-demo`, and is made
-anew each time. Options are passed to the training. It listens on loopback alone, goes on until Ctrl-C or for so many
+Needs the demo's run (`make demo`), which it leaves as it is but for the profiles of days that audits keep there; all
+else that it writes is in `runs/monitor-demo`, and is made anew each time. Options are passed to the training. It
+listens on loopback alone, but for the ports where torchrun's processes meet; it goes on until Ctrl-C or for so many
 seconds, and ends all that it started. docs/monitoring.md tells what one sees.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import os
 import shutil
 import signal
 import subprocess
@@ -18,10 +21,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
+import psutil
 from rich.table import Table
 
 from stack.base.errors import UserError
@@ -42,6 +47,8 @@ _MANAGED = ("ids.modes.item=managed", "ids.rows.item=30000")
 _PAUSE_SECONDS = 0.2
 _FIRST_LOOK_SECONDS = 60.0
 _START_SECONDS = 300.0
+_SAVE_SECONDS = 60.0
+"""Training saves when it is told to end."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -50,11 +57,12 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, help="end after so many seconds; else at Ctrl-C")
     parser.add_argument("options", nargs="*", metavar="option=value", help="for the training")
     given = parser.parse_args(words)
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed, too: Prometheus would go on
+        signal.signal(number, _as_interrupt)
     end = None if given.seconds is None else time.monotonic() + given.seconds
     try:
         _demo(given.options, end)
-    except UserError as error:
+    except (UserError, URLError) as error:  # Prometheus may be ended by others
         say(f"monitor-demo: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -65,10 +73,11 @@ def main(words: Sequence[str]) -> int:
 def _demo(options: Sequence[str], end: float | None) -> None:
     require_programs()
     package = _newest_package()
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    for made in (TARGETS, TEXTFILES):
-        made.mkdir(parents=True)
     with ExitStack() as stack:
+        stack.enter_context(_alone())
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        for made in (TARGETS, TEXTFILES):
+            made.mkdir(parents=True)
         hook = stack.enter_context(webhook(_say_alert))
         messenger = stack.enter_context(alertmanager(write_alertmanager(FOLDER, webhook=hook)))
         files = stack.enter_context(node_exporter(TEXTFILES, log=FOLDER))
@@ -91,6 +100,7 @@ def _demo(options: Sequence[str], end: float | None) -> None:
         )
         asked = Asked(watcher)
         _until_training_is_seen(asked, training, end)
+        stack.callback(_end_all, training, psutil.Process(training.pid).children(recursive=True))
         audit = ("-m", "stack", "audit", "run.name=demo", f"audit.out={FOLDER / 'audit'}", *own)
         stack.enter_context(_started(*audit, log="audit"))
         _rest(_FIRST_LOOK_SECONDS, end)
@@ -112,6 +122,19 @@ def _newest_package() -> Path:
 
 
 @contextmanager
+def _alone() -> Iterator[None]:
+    """Another one would take this one's folder away."""
+    folder = os.open(RUNS, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"another one runs, and has {FOLDER}: end it first") from error
+    finally:
+        os.close(folder)
+
+
+@contextmanager
 def _started(*words: str, log: str) -> Iterator[subprocess.Popen[bytes]]:
     """A Python program of its own; what it says goes into a file."""
     with (FOLDER / f"{log}.log").open("w") as said:
@@ -119,7 +142,18 @@ def _started(*words: str, log: str) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
-        stop(process, seconds=60.0)  # of training: it saves
+        stop(process, seconds=_SAVE_SECONDS)
+
+
+def _end_all(launcher: subprocess.Popen[bytes], processes: Sequence[psutil.Process]) -> None:
+    """A launcher that was killed leaves its processes behind."""
+    stop(launcher, seconds=_SAVE_SECONDS)
+    for one in processes:
+        with suppress(psutil.NoSuchProcess):
+            one.terminate()
+    for one in psutil.wait_procs(processes, timeout=_SAVE_SECONDS)[1]:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
 
 
 @contextmanager

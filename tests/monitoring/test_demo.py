@@ -46,8 +46,14 @@ def test_it_watches_a_training_and_a_server_and_ends_all_it_started_when_told_to
         wait_for(lambda: "StackServeStale" in said.read_text() or process.poll() is not None, seconds=400)
         text, family = said.read_text(), psutil.Process(process.pid).children(recursive=True)
         names = {one.name() for one in family}
+        second = subprocess.run([sys.executable, "-m", "tools.monitor_demo"], cwd=ROOT, capture_output=True, text=True)
+        alive = [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]  # an audit ends
+        (launcher,) = (one for one in alive if "torch.distributed.run" in one.cmdline())
+        launcher.kill()  # whose processes are left behind
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0
+    assert (second.returncode, second.stdout) == (2, "")
+    assert second.stderr == "monitor-demo: another one runs, and has runs/monitor-demo: end it first\n"
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
     for row in (
         ["serve", "demo", "", "yes"],
