@@ -9,6 +9,7 @@ Legend: E examples.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -55,6 +56,11 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
     value: float
     error: float
+
+    @staticmethod
+    def of(value: float, error: float) -> Cost | None:
+        """None where either is not defined: a single user tells no error."""
+        return Cost(value=value, error=error) if np.isfinite(value) and np.isfinite(error) else None
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,8 +111,9 @@ def effects(
     model: UserModel, scores: Mapping[tuple[str, str], Rows], *, labelled: bool = True
 ) -> dict[str, list[Effect]]:
     """By variant, of all tasks that give an example one score, by slice. `scores`: as `scored` gives them; not
-    `labelled`: nobody knows what came of the rows, and what needs labels is None."""
-    found: dict[str, list[Effect]] = {variant: [] for variant, _ in scores}
+    `labelled`: nobody knows what came of the rows, and what needs labels is None. A variant that no row was scored
+    with has none."""
+    found: dict[str, list[Effect]] = defaultdict(list)
     for (variant, task), rows in scores.items():
         is_logit = gives_probabilities(model.task(task))
         for name, chosen_E in rows.slices.items():
@@ -201,10 +208,10 @@ def _effect(task: str, name: str, rows: Rows, chosen_E: NDArray[np.bool_], *, is
     learnt, live = (figures_of(one, *of, is_logit=is_logit) if labelled else _NOTHING for one in (learnt_E, live_E))
     auc_cost = log_loss_cost = None
     if learnt.auc is not None and live.auc is not None:
-        auc_cost = Cost(value=live.auc - learnt.auc, error=auc_difference_error(live_E, learnt_E, *of))
-    if learnt.log_loss is not None and live.log_loss is not None:
+        auc_cost = Cost.of(live.auc - learnt.auc, auc_difference_error(live_E, learnt_E, *of))
+    if learnt.log_loss is not None and live.log_loss:  # of nothing there is no share
         share = learnt.log_loss / live.log_loss - 1
-        log_loss_cost = Cost(value=share, error=log_loss_share_error(learnt_E, live_E, *of))
+        log_loss_cost = Cost.of(share, log_loss_share_error(learnt_E, live_E, *of))
     return Effect(
         task=task, slice=name, **counts,
         observed_rate=float(np.average(rows.label_E[chosen_E], weights=weight_E)) if is_logit and labelled else None,

@@ -6,6 +6,9 @@ the contributions are those of DeLong et al. (1988), summed by cluster as Obucho
 share of negatives below it; of a negative, the share of positives above it. Differences of two scores on the same rows
 are differences of contributions, so what the scores have in common cancels.
 
+Sums of squares of U draws are taken U / (U - 1) times, as few of them lie too close to what is made of them all; one
+user alone says nothing of how users differ, and the error is NaN.
+
 Legend: E examples, U users.
 """
 
@@ -22,8 +25,8 @@ Ints = NDArray[np.int64]
 
 def clustered(contribution_E: Floats, user_E: Ints) -> float:
     """The error of a figure to which each example contributes so much; contributions add up to 0."""
-    _, index_E = np.unique(user_E, return_inverse=True)
-    return float(np.sqrt(np.square(np.bincount(index_E, contribution_E)).sum()))
+    users, index_E = np.unique(user_E, return_inverse=True)
+    return float(np.sqrt(np.square(np.bincount(index_E, contribution_E)).sum()) * _few(len(users)))
 
 
 def auc_contributions(score_E: Floats, label_E: Floats, weight_E: Floats) -> Floats:
@@ -41,8 +44,11 @@ def auc_contributions(score_E: Floats, label_E: Floats, weight_E: Floats) -> Flo
 
 
 def auc_difference_error(one_E: Floats, other_E: Floats, label_E: Floats, weight_E: Floats, user_E: Ints) -> float:
-    """Of the AUC of one score less that of another on the same rows."""
+    """Of the AUC of one score less that of another on the same rows; NaN where the positives, or the negatives, are
+    those of one user."""
     difference_E = auc_contributions(one_E, label_E, weight_E) - auc_contributions(other_E, label_E, weight_E)
+    for of_label_E in (label_E > 0, label_E <= 0):
+        difference_E[of_label_E] *= _few(len(np.unique(user_E[of_label_E & (weight_E > 0)])))
     return clustered(difference_E, user_E)
 
 
@@ -67,6 +73,10 @@ def calibration_error(logit_E: Floats, label_E: Floats, weight_E: Floats, user_E
     predicted_E = sigmoid(logit_E)
     ratio = float(weight_E @ predicted_E) / observed
     return clustered(weight_E * (predicted_E - ratio * label_E) / observed, user_E)
+
+
+def _few(num_draws: int) -> float:
+    return float(np.sqrt(num_draws / (num_draws - 1))) if num_draws > 1 else float("nan")
 
 
 def _beaten(score_E: Floats, weight_E: Floats) -> Floats:

@@ -125,9 +125,9 @@ def _repaired(model: UserModel, name: str, before: Rows, moved: Rows) -> Repair:
     is_logit = bool(task.ends())
     figures = [figures_of(one[judged_E], *of, is_logit=is_logit) for one in (before.learnt_E, after_E)]
     gain = None
-    if figures[0].log_loss is not None and figures[1].log_loss is not None:
+    if figures[0].log_loss and figures[1].log_loss is not None:  # of nothing there is no share
         share = 1 - figures[1].log_loss / figures[0].log_loss
-        gain = Cost(value=share, error=log_loss_share_error(after_E[judged_E], before.learnt_E[judged_E], *of))
+        gain = Cost.of(share, log_loss_share_error(after_E[judged_E], before.learnt_E[judged_E], *of))
     return Repair(
         task=name, scale=scale, shift=shift, num_positives=int((moved.label_E[own_E & weighs_E] > 0).sum()),
         num_examples=int((own_E & weighs_E).sum()), before=figures[0], after=figures[1], log_loss_gain=gain,

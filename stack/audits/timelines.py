@@ -48,7 +48,7 @@ class Timelines:
 
 
 def traffic_days(dataset: Dataset, training_days: Sequence[str], config: AuditConfig) -> tuple[str, ...]:
-    """The days of traffic. Raises: `DataError` where they are not prepared."""
+    """The days of traffic. Raises: `DataError` where they are not prepared, or nobody was there on any of them."""
     last_learnt = max(training_days)
     first = config.first_day or next((day for day in dataset.days() if day > last_learnt), last_learnt)
     last = config.last_day or first
@@ -57,6 +57,11 @@ def traffic_days(dataset: Dataset, training_days: Sequence[str], config: AuditCo
         raise DataError(
             f"{dataset.path} has no day from audit.first_day={first} to audit.last_day={last}: it has "
             f"{dataset.days()[0]} to {dataset.days()[-1]}"
+        )
+    if not any(sum(dataset.num_timelines(day)) for day in days):
+        raise DataError(
+            f"{dataset.path} has no timeline on {span(days)}: an audit of nothing would find nothing; ingest its log, "
+            "or choose other days with audit.first_day and audit.last_day"
         )
     return days
 

@@ -217,3 +217,26 @@ def test_timelines_are_the_same_each_time_and_no_more_than_asked_for(run: tuple[
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one.user_B, other.user_B)
     assert 10 <= sum(batch.num_timelines for batch in first) < 10 + 4 + dataset.num_buckets
+
+
+def test_a_model_without_a_score_of_one_example_is_audited_for_its_layers(
+    run: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    dataset = Dataset(run[0].parent / "prepared")
+    words = [f"run.dir={tmp_path}", "run.name=tiers"]
+    data = ["data=events", f"data.out={dataset.path}", "data.path=none", f"train.to_day={dataset.days()[0]}"]
+    alone = [f"tasks.{task}.enabled=never" for task in ("ctr", "rank", "follow")]
+    model = ["model.norm=batch", "model.num_states=16", "train.num_threads=1"]
+    assert main(["train", *data, *words, *alone, *model]) == 0
+    assert main(["audit", *words, *LENIENT, "audit.parts=[normalisation,calibration]"]) == 0
+    report = report_of(tmp_path / "tiers" / "audit")
+    assert [(layer.name, layer.logit_rmse) for layer in report.layers] == [("power.head.1", None)]
+    assert report.effects == ()
+
+
+def test_days_on_which_nobody_was_there_are_not_found_in_order(
+    run: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, told: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Dataset, "num_timelines", lambda self, day: (0, 0))
+    assert main(["audit", *run[1]]) == 2
+    assert "has no timeline on " in told.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stack.audits.config import AuditConfig, Traffic
-from stack.audits.effect import EVERYTHING, Effect, effects, quantile, scored, stability_index
+from stack.audits.effect import EVERYTHING, Effect, Rows, effects, quantile, scored, stability_index
 from stack.audits.findings import Level
 from stack.audits.judge import findings_of
 from stack.audits.norm_stats import live_statistics, norm_layers, replaced
@@ -90,6 +90,26 @@ def test_slices_of_history_and_of_the_day_each_make_up_the_whole(model: UserMode
     assert sum(number for name, number in by_slice.items() if "UTC" not in name) == whole
     assert {"no history", "1 to 9 events"} <= set(by_slice)
     assert "100 events or more" not in by_slice, "a slice without examples is left out"
+
+
+def of_rows(learnt_E: list[float], live_E: list[float], label_E: list[float]) -> Rows:
+    return Rows(
+        learnt_E=np.array(learnt_E), live_E=np.array(live_E), offset_E=np.zeros(len(label_E)),
+        label_E=np.array(label_E), weight_E=np.ones(len(label_E)), user_E=np.arange(len(label_E)),
+        slices={EVERYTHING: np.ones(len(label_E), dtype=bool)},
+    )  # fmt: skip
+
+
+def test_a_cost_without_an_error_is_none(model: UserModel) -> None:
+    """One positive says nothing of how users differ; and of a loss of nothing there is no share."""
+    scores = {("live", "ctr"): of_rows([3, 1, 2], [1, 3, 2], [1, 0, 0])}
+    one = of(effects(model, scores)["live"], "ctr")
+    assert (one.learnt.auc, one.live.auc, one.auc_cost) == (1.0, 0.0, None)
+    assert one.log_loss_cost is not None
+    certain = {("live", "ctr"): of_rows([900, -900, 0], [900, -900, -900], [1, 0, 0])}
+    one = of(effects(model, certain)["live"], "ctr")
+    assert (one.live.log_loss, one.log_loss_cost) == (0.0, None)
+    assert effects(model, {})["live"] == [], "tasks may have no score of one example"
 
 
 def test_quantiles_count_weight() -> None:

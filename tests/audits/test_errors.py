@@ -95,6 +95,24 @@ def test_contributions_add_up_to_nothing_and_are_no_numbers_where_no_auc_is_defi
     assert calibration_error(np.zeros(2), np.zeros(2), np.ones(2), np.arange(2)) == float("inf")
 
 
+def test_one_user_tells_no_error_nor_do_positives_of_one() -> None:
+    every = rows()
+    one = {name: value[every["user_E"] == every["user_E"][0]] for name, value in every.items()}
+    assert np.isnan(clustered(np.array([1.0, -1.0]), np.zeros(2, dtype=np.int64)))
+    assert np.isnan(calibration_error(one["one_E"], np.ones(len(one["one_E"])), one["weight_E"], one["user_E"]))
+    first = int(np.flatnonzero(every["label_E"])[0])
+    of_one_E = np.where(np.arange(len(every["label_E"])) == first, 1.0, 0.0)
+    assert np.isnan(auc_difference_error(**{**every, "label_E": of_one_E}))
+    assert np.isnan(auc_difference_error(**{**every, "label_E": 1 - of_one_E}))
+
+
+def test_few_users_are_not_taken_for_many() -> None:
+    """A mean of two: the error is the root of the variance that two draws tell, over two."""
+    value_E = np.array([1.0, 4.0])
+    error = clustered((value_E - value_E.mean()) / 2, np.arange(2))
+    assert error == pytest.approx((value_E.var(ddof=1) / 2) ** 0.5)
+
+
 def test_the_same_score_twice_has_no_error() -> None:
     every = rows()
     assert auc_difference_error(**{**every, "other_E": every["one_E"]}) == 0.0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from stack.audits.config import AuditConfig
 from stack.audits.findings import Finding, Level
 from stack.audits.report import FORMAT_VERSION, REPORT, AuditReport
+from stack.audits.sections import Part, PartReport
 from stack.base.errors import AuditError
 from stack.export.audited import audit_findings
 from stack.export.config import Allow, AuditGate, ExportConfig
@@ -21,12 +24,14 @@ WARNING = Finding(level=Level.warning, name="volume", measured="2", allowed="1",
 
 
 def write_report(
-    folder: Path, *findings: Finding, run: str = "demo", version: int = 5, form: int = FORMAT_VERSION
-) -> None:
+    folder: Path, *findings: Finding, run: str = "demo", version: int = 5, form: int = FORMAT_VERSION,
+    parts: Sequence[Part] = tuple(AuditConfig().parts),
+) -> None:  # fmt: skip
     report = AuditReport(
         format_version=form, run=run, version=version, step=9, dataset="d", created="2026-11-28", code_version="c",
         days=("2026-11-27",), reference_days=(), traffic="live", num_timelines=5, steps_per_day=10.0, rank_spread=None,
-        level=Level.ok, findings=findings, layers=(), effects=(), parts={},
+        level=Level.ok, findings=findings, layers=(), effects=(),
+        parts={part.value: PartReport(findings=()) for part in parts},
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT).write_bytes(msgspec.json.encode(report))
@@ -73,6 +78,21 @@ def test_an_audit_of_something_else_is_none(
     )
     with pytest.raises(AuditError, match="was not audited: .* first, or set export.audit=if_audited"):
         asked(tmp_path, audit=AuditGate.required)
+
+
+def test_an_audit_of_some_parts_does_not_stand_for_one_of_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report(tmp_path, WARNING, parts=[Part.parity, Part.data])
+    assert asked(tmp_path) == [("volume", "warning")]
+    assert "note: version 5 of demo was not audited for normalisation, calibration, tables: `stack audit" in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(AuditError, match="was not audited for normalisation, calibration, tables: .* first, or set"):
+        asked(tmp_path, audit=AuditGate.required)
+    write_report(tmp_path, CRITICAL, parts=[Part.data])
+    with pytest.raises(AuditError, match="version 5 of demo is not exported"):
+        asked(tmp_path)
 
 
 def test_a_report_that_is_cut_off_is_no_report_without_findings(tmp_path: Path) -> None:
