@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from stack.audits.show import tables
 from stack.audits.timelines import Timelines, span, traffic_days
 from stack.audits.traffic import weight_of
 from stack.base.errors import AuditError, DataError
-from stack.base.files import write_bytes
+from stack.base.files import make_folder, write_bytes
 from stack.base.version import code_version
 from stack.data.batch import Batch
 from stack.data.dataset import Dataset
@@ -78,12 +78,12 @@ def audit(audited: Audited, *, folder: Path, config: AuditConfig) -> AuditReport
     say(f"auditing version {audited.version} of {audited.name} on {config.traffic.value} traffic of {span(days)}")
     if audited.live is not None:
         _tell_log(audited.live, config)
+    make_folder(folder, option="audit.out")
     looked = _look(audited, days, config)
     if config.fix is Fix.rebuild:
         _tell(looked)
         looked = _rebuilt(audited, looked.report, config)
     report = looked.report
-    folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=1))
     write_bytes(folder / PAGE, page(report, [one.html for one in looked.sections.values()]).encode())
     _tell(looked)
@@ -177,8 +177,15 @@ def _rebuilt(audited: Audited, before: AuditReport, config: AuditConfig) -> _Loo
         audited.model, statistics_from=statistics_from,
         calibrate_on=Timelines.of(audited.dataset, days, config.timelines, config), weight_of=weigh,
     )  # fmt: skip
-    after = _look(audited, days, config)
-    critical = _critical(after.report)
+    same = None if audited.rank_spread is None else 0.0  # what is written is of one process
+    after = _look(replace(audited, rank_spread=same), days, config)
+    mended = (Part.normalisation.value, Part.calibration.value)
+    critical = [
+        finding
+        for name, part in after.report.parts.items()
+        for finding in part.findings
+        if name in mended and finding.level is Level.critical
+    ]
     if critical:
         raise AuditError(
             f"new statistics and calibration do not mend version {audited.version} of {audited.name}, and nothing was "

@@ -26,7 +26,6 @@ from stack.data.batch import Batch, to_device
 from stack.model import UserModel
 from stack.tasks import NextItemTask, RankTask, Task
 from stack.tasks.metrics import auc, gauc, log_loss, predicted_over_observed
-from stack.tasks.sampling import score_rate
 
 EVERYTHING = "all"
 NUM_BINS = 10
@@ -90,7 +89,7 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(kw_only=True)
 class Rows:
-    """Of a task, line by line: log-odds on live traffic with learnt and with live statistics, of which `offset_E` is
+    """Of a task, line by line: log-odds on the traffic with learnt and with live statistics, of which `offset_E` is
     what the task's own score lacks to be that; `slices` by name."""
 
     learnt_E: Floats
@@ -155,7 +154,7 @@ def _part(batch: Batch, task: Task, scores: list[Floats], label_E: Floats, weigh
     examples = batch.groups[task.group]
     offset_E = np.zeros(examples.num_examples)
     if "rate_uniform" in examples.labels:
-        offset_E = torch.log(score_rate(examples.labels, task.sampling)).double().cpu().numpy()
+        offset_E = weight_of.offset(examples.labels, task.sampling).cpu().numpy()
     moment_E = examples.moment_E
     return Rows(
         learnt_E=scores[0] + offset_E, live_E=scores[1] + offset_E, offset_E=offset_E,

@@ -214,7 +214,8 @@ def _calibration(effect: Effect, config: AuditConfig) -> Iterator[Finding]:
     ratio, error = effect.learnt.predicted_over_observed, effect.learnt.calibration_error
     if ratio is None or error is None or not ratio > 0:
         return
-    off = abs(np.log(ratio)) - _CALIBRATION_ERRORS * error / ratio
+    errors = max(error / ratio, effect.num_positives**-0.5) if effect.num_positives else np.inf  # few users tell little
+    off = abs(np.log(ratio)) - _CALIBRATION_ERRORS * errors
     for level, limit in ((Level.critical, config.critical_calibration), (Level.warning, config.warn_calibration)):
         if off > np.log(limit):
             yield Finding(

@@ -9,21 +9,37 @@ Legend: E examples, M moments.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stack.audits.config import Traffic
 from stack.data.batch import Examples
+from stack.tasks.sampling import Sampling, sampling_shift, score_rate
 
-WeightOf = Callable[[Examples], Tensor]
-"""(E,) float64, 0 or more."""
+
+@dataclass(frozen=True, kw_only=True)
+class WeightOf:
+    """What examples weigh on a kind of traffic, (E,) float64, 0 or more."""
+
+    traffic: Traffic
+
+    def __call__(self, examples: Examples) -> Tensor:
+        return {Traffic.live: _live, Traffic.weighted: _weighted, Traffic.sampled: _ones}[self.traffic](examples)
+
+    def offset(self, labels: Mapping[str, Tensor], sampling: Sampling) -> Tensor:
+        """(E,): what a score that counts negatives like this lacks to be the log-odds on this traffic. On live traffic
+        each candidate is seen once; on any other, drawn negatives are as frequent as they were drawn."""
+        if self.traffic is Traffic.live:
+            return torch.log(score_rate(labels, sampling)).double()
+        return -sampling_shift(labels, sampling).double()
 
 
 def weight_of(traffic: Traffic) -> WeightOf:
     """The weights of examples for a kind of traffic."""
-    return {Traffic.live: _live, Traffic.weighted: _weighted, Traffic.sampled: _ones}[traffic]
+    return WeightOf(traffic=traffic)
 
 
 def _live(examples: Examples) -> Tensor:

@@ -61,9 +61,11 @@ def repaired(
     verb: str,
     how: str,
     dense: Mapping[str, torch.Tensor],
+    metrics: Mapping[str, float | None] | None = None,
     lease_seconds: float = 3600.0,
 ) -> VersionManifest:
-    """Publishes a version that is `version` with other values in the dense tensors named; `how` says what was done.
+    """Publishes a version that is `version` with other values in the dense tensors and metrics named; `how` says what
+    was done.
 
     Raises: `CheckpointError` where the newest version is another by now, a tensor is not one of the version's or has
     another shape or type, a number is not finite, or a file is missing.
@@ -75,6 +77,7 @@ def repaired(
             f"back first with `stack checkpoint restore {version.version}`"
         )
     lineage = Lineage(verb=verb, repairs=version.link, how=how)
+    version = msgspec.structs.replace(version, metrics=version.metrics | dict(metrics or {}))
     return _on_top(chain, version, lineage, dense=dense, verify=False, lease_seconds=lease_seconds)
 
 

@@ -77,6 +77,11 @@ class ExportConfig:
             )
         if self.delta_of is not None and self.overwrite:
             raise ConfigError("export.overwrite is for packages: deltas are not changed; choose another export.out")
+        if self.delta_of is not None and self.audit is AuditGate.required:
+            raise ConfigError(
+                "export.audit=required is for packages: a delta has rows alone, and asks no audit; leave it out, after "
+                "`stack audit` of the version"
+            )
         if self.tolerance <= 0:
             raise ConfigError(f"export.tolerance={self.tolerance} must be above 0")
         if self.max_auc_loss < 0:

@@ -171,6 +171,7 @@ def test_a_repair_is_a_new_version_that_says_what_it_is_and_is_audited_as_it_was
         (["--fix"], "audit.fix"),
         (["--fix", "all"], "audit.fix"),
         (["audit.dataset=/nowhere"], "/nowhere"),
+        (["audit.out=/dev/null"], "audit.out=/dev/null cannot be written (File exists): choose another folder"),
         (["audit.first_day=2031-01-01"], "has no day from audit.first_day=2031-01-01 to audit.last_day=2031-01-01: it"),
         (["audit.first_day=soon"], "audit.first_day=soon is no day: write it as 2017-11-20"),
         (["audit.timelines=0"], "audit.timelines=0 must be at least 1"),

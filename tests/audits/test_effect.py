@@ -19,6 +19,7 @@ from stack.layers.norm import Norm
 from stack.model import UserModel
 from stack.tasks import TasksConfig
 from stack.tasks.metrics import auc, log_loss
+from stack.tasks.sampling import Sampling, score_rate
 from stack.towers.config import ModelConfig
 from tests.audits.test_norm_stats import batches
 
@@ -143,3 +144,22 @@ def test_scores_that_are_not_finite_are_counted_found_and_can_be_read_back(model
     assert critical.line.startswith(
         f"scores of ctr are not finite: {one.num_examples} of {one.num_examples}, allowed is"
     )
+
+
+@pytest.mark.parametrize("sampling", list(Sampling))
+def test_a_score_is_brought_to_the_log_odds_of_the_traffic_that_it_is_judged_on(sampling: Sampling) -> None:
+    """Of a model that is right: f is the log-odds on the shelf, its score f - log of the rate that it counts at."""
+    uniform_E, popular_E, f_E = (
+        torch.tensor([0.2, 0.5, 0.0]),
+        torch.tensor([0.1, 0.0, 0.0]),
+        torch.tensor([-3.0, -2, 1]),
+    )
+    labels = {"rate_uniform": uniform_E, "rate_popularity": popular_E}
+    both_E = torch.tensor([0.3, 0.5, 1.0])
+    score_E = f_E - torch.log(score_rate(labels, sampling))
+    live_E = score_E + weight_of(Traffic.live).offset(labels, sampling)
+    torch.testing.assert_close(live_E, f_E.double())
+    for traffic in (Traffic.sampled, Traffic.weighted):
+        torch.testing.assert_close(
+            score_E + weight_of(traffic).offset(labels, sampling), (f_E - torch.log(both_E)).double()
+        )

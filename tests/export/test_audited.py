@@ -12,7 +12,7 @@ from stack.audits.config import AuditConfig
 from stack.audits.findings import Finding, Level
 from stack.audits.report import FORMAT_VERSION, REPORT, AuditReport
 from stack.audits.sections import Part, PartReport
-from stack.base.errors import AuditError
+from stack.base.errors import AuditError, ConfigError
 from stack.export.audited import audit_findings
 from stack.export.config import Allow, AuditGate, ExportConfig
 from stack.export.export import Trained, export
@@ -113,3 +113,8 @@ def test_the_package_says_what_it_was_exported_in_spite_of(small: Trained, tmp_p
     manifest = export(small, folder=tmp_path / "package", config=config, audit=tmp_path / "audit")
     assert (manifest.audits[0].name, manifest.audits[0].level) == (CRITICAL.name, "critical")
     assert b"drift between ranks" in (tmp_path / "package" / "audits.json").read_bytes()
+
+
+def test_a_delta_cannot_require_what_it_does_not_ask() -> None:
+    with pytest.raises(ConfigError, match="export.audit=required is for packages: a delta has rows alone"):
+        ExportConfig(delta_of="package", audit=AuditGate.required)
