@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the tests of monitoring and `make monitor-demo` start, where it is missing: Debian's Prometheus,
-# Alertmanager, node_exporter, and a Chromium that looks at pages. Starts nothing. Where there is no apt-get, or nobody
-# who may use it, it says so and ends well: those tests are skipped, and say why.
+# Alertmanager, node_exporter, and a Chromium that looks at pages. Starts nothing. Where there is no apt-get, nobody who
+# may use it, or no mirror that answers, it says so and ends well: those tests are skipped, and say why.
 set -eu
 
 packages=
@@ -11,19 +11,22 @@ for pair in prometheus:prometheus prometheus-alertmanager:prometheus-alertmanage
 done
 [ -n "$packages" ] || exit 0
 
+without() {
+  echo "$1:$packages. Tests that need them are skipped. As root: apt-get install --no-install-recommends$packages" >&2
+  exit 0
+}
+
 as_root=
 [ "$(id -u)" = 0 ] || as_root="sudo -n"
 if ! command -v apt-get >/dev/null || ! $as_root true 2>/dev/null; then
-  echo "missing:$packages. Tests that need them are skipped. As root: apt-get install --no-install-recommends$packages" >&2
-  exit 0
+  without missing
 fi
 
 echo "installing$packages"
 apt() { $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" >/dev/null; }
 # shellcheck disable=SC2086
 apt install --yes --no-install-recommends $packages 2>/dev/null || {
-  apt update
-  apt install --yes --no-install-recommends $packages
+  { apt update && apt install --yes --no-install-recommends $packages; } || without "apt-get could not install"
 }
 # Their packages start them as services of the machine, which is not what was asked for.
 if [ -d /run/systemd/system ]; then
