@@ -178,7 +178,8 @@ def _audit(job: Job) -> None:
     from stack.telemetry.textfile import write_textfile
     from stack.train.audited import VERB, audited_run
 
-    folder = Path(job.audit.out) if job.audit.out else job.run.folder / AUDIT
+    whole = job.run.folder / AUDIT
+    folder = Path(job.audit.out or (whole if job.audit.whole else whole / "parts"))
     with run_of_job(job, verb="audit", version=job.audit.version, dataset=job.audit.dataset) as (run, _):
         audited = audited_run(run, config=job.audit, data=job.audit_data, folder=job.run.folder / AUDIT)
         report = audit(audited, folder=folder, config=job.audit)

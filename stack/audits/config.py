@@ -99,7 +99,13 @@ class AuditConfig:
     show: bool = False
     # open the page in a browser at the end
     out: str | None = None
-    # folder to write the report to; null is `audit` in the run's folder
+    # folder to write the report to; null is `audit` in the run's folder, where export looks, and for an audit without
+    # some of the usual parts `audit/parts` below it
+
+    @property
+    def whole(self) -> bool:
+        """Whether it looks at all that a release needs."""
+        return {Part.normalisation, Part.calibration, Part.data, Part.tables} <= set(self.parts)
 
     def __post_init__(self) -> None:
         if not self.parts:

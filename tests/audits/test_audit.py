@@ -93,6 +93,15 @@ def test_a_critical_finding_is_an_exit_status_and_the_report_is_there_all_the_sa
     assert report.level is report.findings[0].level is Level.critical
 
 
+def test_an_audit_of_some_parts_leaves_the_whole_one_where_export_looks(run: tuple[Path, list[str]]) -> None:
+    folder, words = run
+    assert main(["audit", *words, *LENIENT]) == 0
+    before = (folder / "audit" / REPORT).read_bytes()
+    assert main(["audit", *words, *LENIENT, "audit.parts=[tables]"]) == 0
+    assert (folder / "audit" / REPORT).read_bytes() == before
+    assert report_of(folder / "audit" / "parts").parts.keys() == {"tables"}
+
+
 def test_traffic_of_other_data_is_read_with_the_rows_that_ids_have_there(
     run: tuple[Path, list[str]], tmp_path: Path, told: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,7 +239,7 @@ def test_a_model_without_a_score_of_one_example_is_audited_for_its_layers(
     model = ["model.norm=batch", "model.num_states=16", "train.num_threads=1"]
     assert main(["train", *data, *words, *alone, *model]) == 0
     assert main(["audit", *words, *LENIENT, "audit.parts=[normalisation,calibration]"]) == 0
-    report = report_of(tmp_path / "tiers" / "audit")
+    report = report_of(tmp_path / "tiers" / "audit" / "parts")
     assert [(layer.name, layer.logit_rmse) for layer in report.layers] == [("power.head.1", None)]
     assert report.effects == ()
 
