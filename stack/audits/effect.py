@@ -24,7 +24,7 @@ from stack.audits.norm_stats import norm_layers, replaced
 from stack.audits.traffic import WeightOf
 from stack.data.batch import Batch, to_device
 from stack.model import UserModel
-from stack.tasks import NextItemTask, RankTask, Task
+from stack.tasks import RankTask, Task
 from stack.tasks.metrics import auc, gauc, log_loss, predicted_over_observed
 
 EVERYTHING = "all"
@@ -123,8 +123,9 @@ def effects(
 
 
 def gives_probabilities(task: Task) -> bool:
-    """Whether the score of an example is the log-odds of its label, and not an order alone."""
-    return not isinstance(task, (RankTask, NextItemTask))
+    """Whether the score of an example is the log-odds of its label, and not an order or a class alone. That of `rank`
+    is learnt as one, but used for its order."""
+    return task.gives_log_odds and not isinstance(task, RankTask)
 
 
 def scored(
